@@ -1,0 +1,38 @@
+# make demo: the main job, from a fresh clone. make test: all checks. Needs Python >= 3.11 and git; uv is used if it is there.
+# What pip or uv should install differently (a CPU build of torch, say) is told by their own variables, such as PIP_CONSTRAINT.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check)
+CREATE := $(if $(UV),$(UV) venv --python $(PYTHON),$(PYTHON) -m venv)
+
+.PHONY: demo test format clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m src.fit experiment=demo
+
+test: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python >= 3.11 is needed; name one: make PYTHON=python3.12")'
+	$(CREATE) $(VENV)
+
+$(VENV)/.installed: setup.cfg pyproject.toml | $(BIN)/python
+	$(INSTALL) -e .
+	touch $@
+
+$(VENV)/.installed-dev: setup.cfg pyproject.toml | $(BIN)/python
+	$(INSTALL) -e '.[dev]'
+	touch $(VENV)/.installed $@

@@ -1,0 +1,135 @@
+"""How fast the showroom loads, RFNet trains and `src.score` scores: `python -m benchmarks.speed [KEY=VALUE ...]`.
+
+Prints a table and writes `benchmarks/results/speed.json`. The ratio (scoring against the bare forward pass) is measured
+in one run and is to be trusted; single figures are only as good as the machine was idle.
+Words: checkpoint=checkpoints/rfnet num=384 batch=32 threads=2.
+"""
+
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from src import checkpoint
+from src.data.batch import Batch, collate, to_float
+from src.data.sheet import Sheet
+from src.data.showroom.world import Pictures, Showroom
+from src.data.table import Table
+from src.rewards.rfnet import RFNetReward
+from src.score import score
+
+WORDS = {"checkpoint": "checkpoints/rfnet", "num": "384", "batch": "32", "threads": "2"}
+RESULTS = Path(__file__).parent / "results" / "speed.json"
+
+
+def rate(action: Callable[[], object], pictures: int, repeats: int = 3) -> float:
+    """Pictures per second, the median of `repeats` runs."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        action()
+        seconds.append(time.perf_counter() - start)
+    return pictures / sorted(seconds)[repeats // 2]
+
+
+def loading(num: int) -> dict[str, float]:
+    """Pictures per second on one core, every field of them: drawn, and read from the cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        drawn, cached = Showroom({"train": num}).split("train"), Showroom({"train": num}, cache=folder).split("train")
+        sweep(drawn)  # decodes the sprites
+        sweep(cached)
+        return {
+            "drawn pictures/s, one core": rate(lambda: sweep(drawn), num, 1),
+            "cached pictures/s, one core": rate(lambda: sweep(cached), num),
+        }
+
+
+def sweep(pictures: Pictures) -> None:
+    for index in range(len(pictures)):
+        pictures[index]
+
+
+def training(folder: str, batch: Batch) -> dict[str, float]:
+    """Pictures per second of forward, backward and optimizer step, without loading."""
+    system = checkpoint.load(folder).train()
+    optimizer = torch.optim.AdamW(system.parameters(), 1e-5)
+    size = len(batch["key"])
+
+    def step() -> None:
+        loss = -system.log_probabilities(batch).gather(1, batch["label"][:, None]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    step()
+    return {"training pictures/s": rate(step, size, 5)}
+
+
+def scoring(folder: str, pictures: Pictures, size: int) -> dict[str, float]:
+    """`src.score` on a table of PNG files against the bare forward pass on batches that lie ready."""
+    reward = RFNetReward(folder)
+    records = [pictures[index] for index in range(len(pictures))]
+    batches = [to_float(collate(records[i : i + size])) for i in range(0, len(records), size)]
+    with tempfile.TemporaryDirectory() as name, torch.inference_mode():
+        table = Path(name) / "ads.csv"
+        write_table(table, records)
+        run = iter(range(100))
+
+        def command() -> None:
+            sheet = Sheet(Path(name) / f"{next(run)}.csv", {}, False)
+            score(reward, Table(table, reward.fields), sheet, size, torch.device("cpu"))
+
+        forward, whole = [], []
+        for _ in range(5):  # in turn, so that a change of the machine's speed meets both
+            forward.append(rate(lambda: [reward(b["image"], b) for b in batches], len(records), 1))
+            whole.append(rate(command, len(records), 1))
+    ratios = sorted(w / f for w, f in zip(whole, forward, strict=True))
+    return {
+        "bare forward pictures/s": float(np.median(forward)),
+        "src.score pictures/s": float(np.median(whole)),
+        "src.score over bare forward": ratios[len(ratios) // 2],
+    }
+
+
+def write_table(path: Path, records: list) -> None:
+    lines = ["key,image,product,title"]
+    for record in records:
+        for field in ("image", "product"):
+            pixels = np.ascontiguousarray(record[field].transpose(1, 2, 0))
+            Image.fromarray(pixels).save(path.parent / f"{record['key']}-{field}.png")
+        title = record["title"].replace('"', "")
+        lines.append(f'{record["key"]},{record["key"]}-image.png,{record["key"]}-product.png,"{title}"')
+    path.write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    words = WORDS | dict(word.split("=", 1) for word in sys.argv[1:])
+    if foreign := words.keys() - WORDS.keys():
+        raise SystemExit(f"speed: no word {', '.join(sorted(foreign))}; there are {', '.join(WORDS)}")
+    num, size = int(words["num"]), int(words["batch"])
+    torch.set_num_threads(int(words["threads"]))
+    cv2.setNumThreads(1)
+    pictures = Showroom({"test": num}).split("test")
+    results = loading(num)
+    results |= training(words["checkpoint"], to_float(collate([pictures[i] for i in range(size)])))
+    results |= scoring(words["checkpoint"], pictures, size)
+    for name, value in results.items():
+        print(f"{name:<32} {value:10.2f}")
+    RESULTS.parent.mkdir(exist_ok=True)
+    machine = (
+        f"{os.cpu_count()} CPU cores ({platform.machine()}), torch {torch.__version__}, {words['threads']} threads"
+    )
+    RESULTS.write_text(json.dumps({"machine": machine, "batch": size} | results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""The command line: YAML files under `conf/` and `key=value` words compose one closed configuration.
+
+- An entry (`conf/fit.yaml`) names a choice for each of its groups under `defaults:`. The content of the chosen file,
+  `conf/model/rfnet.yaml`, lands under the key `model`. The choice `null` leaves a group out, `???` demands one.
+- A group file may have `defaults:` too, for the groups after it in the entry's order and for new ones (under its own
+  group's name: the file that it is a variant of); and `overrides:`, merged at the root: `{trainer: {max_steps: 900}}`.
+- `experiment=x` merges `conf/experiment/x.yaml` at the root; its `defaults:` pick groups.
+- Precedence: word > experiment > group file > entry; between group files, the first in the entry's order.
+- Only keys that exist can be set, save below one that stands as `{}` or `null`. Mappings are merged, but an empty one
+  and one with another `_target_` replace the old one; lists replace lists.
+- `${choices.model}` is the name of a choice; `choices.experiment` exists where an experiment was picked.
+"""
+
+import difflib
+import importlib
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+CONF = Path(__file__).parent.parent / "conf"
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be composed or built, told in one line."""
+
+
+def compose(entry: str, words: list[str], root: Path = CONF) -> DictConfig:
+    """The closed configuration of the file `<entry>.yaml` under `words`, with every required value given.
+
+    Raises ConfigError naming the nearest choices of an unknown key or choice, or the keys that still need a value.
+    """
+    config = _compose(entry, words, root)
+    with _told():
+        missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ConfigError(f"needs {' '.join(f'{key}=...' for key in missing)}")
+    for name, value in _keys(_plain(config)).items():
+        if name.endswith("_target_") and not str(value).startswith("src."):
+            raise ConfigError(f"{name}={value} is not under src.")
+    OmegaConf.set_struct(config, True)
+    return config
+
+
+def build(node: Any, /, **extra: Any) -> Any:
+    """What `node` describes: its `_target_` called with its other keys, built depth first, and with `extra`.
+
+    A node without `_target_` becomes a plain dict, list or value, all interpolations resolved; None stays None.
+    Raises ConfigError for a target that is not defined under `src.` and for arguments that it does not take.
+    """
+    node = _plain(node) if isinstance(node, (DictConfig, ListConfig)) else node
+    if isinstance(node, (list, tuple)):
+        return type(node)([build(item) for item in node])
+    if not isinstance(node, dict):
+        return node
+    arguments = {key: build(value) for key, value in node.items() if key != "_target_" and key not in extra} | extra
+    if "_target_" not in node:
+        return arguments
+    target = _target(str(node["_target_"]))
+    signature = inspect.signature(target)
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"{node['_target_']}: {error}; it takes {', '.join(signature.parameters)}") from None
+    return target(**arguments)
+
+
+def command(entry: str, root: Path = CONF) -> DictConfig:
+    """`compose` under the words of the command line. `--help` prints and exits, an error is one line and code 2."""
+    words = [word for word in sys.argv[1:] if word not in ("-h", "--help")]
+    try:
+        if len(words) == len(sys.argv[1:]):
+            return compose(entry, words, root)
+        print(describe(entry, words, root))
+    except ConfigError as error:
+        sys.stderr.write(f"{entry}: {error}\n")
+        sys.exit(2)
+    sys.exit(0)
+
+
+def describe(entry: str, words: list[str], root: Path = CONF) -> str:
+    """The help text: usage, the groups and their choices (a star marks those in force), the keys and their values."""
+    config: Any = OmegaConf.to_container(_compose(entry, words, root))
+    choices = {"experiment": None} | config.pop("choices")
+    lines = [f"usage: python -m src.{entry} [group=choice ...] [key=value ...]", "", _comment(root / f"{entry}.yaml")]
+    for group, chosen in choices.items():
+        lines += ["", f"{group}="]
+        for name in _choices(root, group) if group != "experiment" else _experiments(entry, words, root):
+            mark, about = "*" if name == chosen else " ", _comment(root / group / f"{name}.yaml")
+            lines.append(f"  {mark} {name:<16} {about}".rstrip())
+    leaves = {key: value for key, value in _keys(config).items() if not (value and isinstance(value, dict))}
+    return "\n".join([*lines, "", "keys:", *(f"  {key}={_show(value)}" for key, value in leaves.items())])
+
+
+def _experiments(entry: str, words: list[str], root: Path) -> Iterator[str]:
+    """The experiments that fit the entry and the words."""
+    for name in _choices(root, "experiment"):
+        with suppress(ConfigError):
+            _compose(entry, [*words, f"experiment={name}"], root)
+            yield name
+
+
+class _File(NamedTuple):
+    name: str | None
+    defaults: dict[str, str | None]
+    overrides: dict[str, Any]
+    body: Any
+
+
+def _compose(entry: str, words: list[str], root: Path) -> DictConfig:
+    """The configuration, possibly with values that are still missing."""
+    folders = [path.name for path in root.iterdir() if path.is_dir()]
+    picks: dict[str, str | None] = {}
+    values: list[tuple[str, Any]] = []
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not key or not equals:
+            options = [f"{group}={name}" for group in folders for name in _choices(root, group)]
+            raise ConfigError(f"{word!r} is not key=value; {_nearest(word, options)}")
+        if key in folders:
+            picks[key] = None if text in ("", "null") else text
+        else:
+            values.append((word, _parse(word, text)))
+
+    base = _read(root, "", entry)
+    experiment = _read(root, "experiment", picks.pop("experiment", None))
+    picks = experiment.defaults | picks
+    brought, files = {}, {}
+    while group := next((name for name in base.defaults | brought if name not in files), None):
+        files[group] = _read(root, group, (base.defaults | brought | picks)[group])
+        brought = files[group].defaults | brought
+    for group in picks.keys() - files:
+        raise ConfigError(f"{group}={picks[group]}: no group {group!r} here; {_nearest(group, files)}")
+
+    config = base.body | {group: file.body for group, file in files.items()}
+    free = _free(config) - files.keys()
+    for group, file in reversed([*files.items(), ("", base)]):
+        _merge(config, file.overrides, free, f"{group}/{file.name}.yaml, overrides")
+    _merge(config, experiment.overrides | (experiment.body or {}), free, f"experiment/{experiment.name}.yaml")
+    nested: Any
+    for word, nested in values:
+        for part in reversed(word.partition("=")[0].split(".")):
+            nested = {int(part) if part.isdecimal() else part: nested}
+        _merge(config, nested, free, word)
+    config["choices"] = {group: file.name for group, file in files.items()}
+    if experiment.name:
+        config["choices"]["experiment"] = experiment.name
+    return OmegaConf.create(config)
+
+
+def _read(root: Path, group: str, name: str | None) -> _File:
+    """One file, merged over the one that it is a variant of."""
+    if name is None or name == "???":
+        return _File(None, {}, {}, name)
+    if name not in _choices(root, group):
+        raise ConfigError(f"{group}={name}: no such choice; {_nearest(name, _choices(root, group))}")
+    path = root / group / f"{name}.yaml"
+    with _told(str(path)):
+        body: Any = OmegaConf.to_container(OmegaConf.load(path))
+    if not isinstance(body, dict):
+        raise ConfigError(f"{path}: the file must be a mapping")
+    file = _File(name, body.pop("defaults", None) or {}, body.pop("overrides", None) or {}, body)
+    if not (isinstance(file.defaults, dict) and isinstance(file.overrides, dict)):
+        raise ConfigError(f"{path}: defaults and overrides must be mappings")
+    parent = _read(root, group, file.defaults.pop(group, None))
+    for old, new in ((parent.overrides, file.overrides), (parent.body or {}, file.body)):
+        _merge(old, new, None, str(path))
+    return file if parent.name is None else parent._replace(name=name, defaults=parent.defaults | file.defaults)
+
+
+def _merge(base: dict[str, Any], values: dict[str, Any], free: set[str] | None, where: str, prefix: str = "") -> None:
+    """Merges `values` into `base`. New keys are taken below the names in `free` (None: everywhere)."""
+    for key, new in values.items():
+        name, old = f"{prefix}{key}", cast(Any, base.get(key))
+        if free is not None and key not in base:
+            raise ConfigError(f"{where}: no key {name!r}; {_nearest(name, _keys(base, prefix))}")
+        below = None if free is None or name in free else free
+        if new and _alike(old, new):
+            _merge(old, new, below, where, f"{name}.")
+            continue
+        if below is not None:
+            if fault := _fault(old, new):
+                raise ConfigError(f"{where}: {name!r} {fault}")
+            below.update(_free({key: new}, prefix))
+        base[key] = deepcopy(new)
+
+
+def _alike(old: Any, new: Any) -> bool:
+    return isinstance(old, dict) and isinstance(new, dict) and new.get("_target_") in (None, old.get("_target_"))
+
+
+def _fault(old: Any, new: Any) -> str:
+    """What is wrong with `new` in the place of `old`, if they are not of one kind."""
+    text = isinstance(new, str) and not new.startswith("${")
+    if isinstance(old, dict) and not (new is None or isinstance(new, dict) or str(new).startswith("${")):
+        return f"is a mapping; its keys: {', '.join(map(str, old))}"
+    if isinstance(new, dict) and not isinstance(old, dict) and "_target_" not in new:
+        return f"is {_show(old)} and has no keys"
+    if text and isinstance(old, (bool, int, float)):
+        return f"takes {'true or false' if isinstance(old, bool) else 'a number'}, not {new!r}"
+    return ""
+
+
+def _free(node: dict, prefix: str = "") -> set[str]:
+    return {name for name, value in _keys(node, prefix).items() if value is None or value == {}}
+
+
+def _parse(word: str, text: str) -> Any:
+    with _told(word):
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore
+
+
+def _target(path: str) -> Callable[..., Any]:
+    module, _, name = path.rpartition(".")
+    if not module.startswith("src."):
+        raise ConfigError(f"_target_ {path!r} is not under src.")
+    try:
+        found = vars(importlib.import_module(module))
+    except ModuleNotFoundError as error:
+        if not module.startswith(error.name or module):
+            raise  # the module is there, something that it imports is not
+        raise ConfigError(f"_target_ {path!r}: there is no module {error.name}") from None
+    own = {key: value for key, value in found.items() if str(getattr(value, "__module__", "")).startswith("src.")}
+    if not callable(own.get(name)):
+        raise ConfigError(f"_target_ {path!r}: {module} defines no {name!r}; {_nearest(name, own)}")
+    return own[name]
+
+
+def _keys(node: dict, prefix: str = "") -> dict[str, Any]:
+    """Every dotted name below `node`, inner nodes too, and its value."""
+    keys = {}
+    for key, value in node.items():
+        keys[f"{prefix}{key}"] = value
+        keys |= _keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {}
+    return keys
+
+
+def _nearest(name: str | None, options: Iterable[str]) -> str:
+    options, name = sorted(options), str(name)
+    same = [option for option in options if option.endswith((f".{name}", f"={name}"))]
+    if near := same or difflib.get_close_matches(name, options, n=3):
+        return f"nearest: {', '.join(near)}"
+    return f"choices: {', '.join(o for o in options if o.count('.') == name.count('.')) or 'none'}"
+
+
+def _choices(root: Path, group: str) -> list[str]:
+    return sorted(path.stem for path in (root / group).glob("*.yaml"))
+
+
+def _comment(path: Path) -> str:
+    """The first line of a file, if it is a comment."""
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.lstrip("# ") if first.startswith("#") else ""
+
+
+def _show(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _plain(node: DictConfig | ListConfig) -> Any:
+    with _told():
+        return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+
+
+@contextmanager
+def _told(where: str = "") -> Iterator[None]:
+    """Turns the errors of OmegaConf and YAML into a ConfigError of one line."""
+    try:
+        yield
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"{where}: {' '.join(str(error).split())}".removeprefix(": ")) from None

@@ -1,0 +1,122 @@
+"""The tables beside the pictures: label.txt, a table of titles, lists of keys; a million rows in seconds."""
+
+import csv
+import json
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.data.archive import Names
+from src.data.batch import CLASSES
+
+UNSUITABLE = "unsuitable"  # the product photo itself is cut off or damaged; in the release, not in the article
+NAMES = (*CLASSES, UNSUITABLE)
+LABELS = {1: "available", 2: UNSUITABLE, **dict(enumerate(CLASSES[1:], 3))}  # release
+TABLES = {".csv": ",", ".tsv": "\t", ".jsonl": ""}
+
+Fault = Callable[[Path, int, str, str], None]  # file, line, key, reason: raises, or lists it and returns
+
+
+def read_labels(
+    path: Path, label_map: Mapping[Any, str], separator: str | None, header: bool, fault: Fault
+) -> tuple[Names, np.ndarray, np.ndarray]:
+    """The keys (picture names, first column), their lines from 1 (int32) and labels (last column) as int8 into NAMES.
+
+    A label is a string of `label_map`, or a class name however written ("Space Mismatch"). separator None: tab if
+    the first line has one, else comma, else white space; only a name without the separator can be read.
+    """
+    classes = {str(text).strip().encode(): _class(name) for text, name in label_map.items()}
+    names = {name.encode(): number for number, name in enumerate(NAMES)}
+    lines, labels = array("i"), array("b")
+
+    def keys() -> Iterator[bytes]:
+        cut, columns = separator.encode() if separator else None, 0
+        if not path.is_file():
+            raise ValueError(f"{path}: there is no such label file.")
+        with open(path, "rb") as file:
+            for line, text in enumerate(file, 1):
+                if line == 1:
+                    text = text.removeprefix(b"\xef\xbb\xbf")
+                text = text.strip(b"\r\n")
+                if not text.strip() or (header and line == 1):
+                    continue
+                if not columns:
+                    cut = cut or (b"\t" if b"\t" in text else b"," if b"," in text else None)
+                cells = text.split(cut)
+                columns = columns or max(2, len(cells))
+                if len(cells) != columns:
+                    shown = text.decode("utf-8", "replace")
+                    fault(path, line, shown, f"{len(cells)} columns, not {columns}, between {cut or 'blanks'!r}")
+                    continue
+                label = cells[-1].strip()
+                number = classes.get(label)
+                if number is None:
+                    number = names.get(b"_".join(label.lower().replace(b"_", b" ").replace(b"-", b" ").split()))
+                key = cells[0].strip().replace(b"\\", b"/")
+                if number is None or not key:
+                    known = ", ".join([*(str(text) for text in label_map), *NAMES])
+                    shown = label.decode("utf-8", "replace")
+                    reason = f"unknown label '{shown}', the labels are {known}" if key else "no picture name"
+                    fault(path, line, key.decode("utf-8", "replace"), reason)
+                    continue
+                lines.append(line)
+                labels.append(number)
+                yield key
+
+    packed = Names(keys())
+    return packed, np.array(lines, np.int32), np.array(labels, np.int8)
+
+
+def _class(name: str) -> int:
+    if name not in NAMES:
+        raise ValueError(f"label_map names the class '{name}'; the classes are {', '.join(NAMES)}.")
+    return NAMES.index(name)
+
+
+def read_texts(path: Path, fault: Fault) -> tuple[Names, dict[str, Names]]:
+    """The keys of a CSV, TSV or JSONL table with `key`, `title` and maybe `prompt`, and these texts by field.
+
+    A row with an empty key or text is left out, so that its picture counts as one without a title.
+    """
+    if path.suffix.lower() not in TABLES:
+        raise ValueError(f"{path}: titles come from a table of type {', '.join(TABLES)}.")
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such table of titles.")
+    texts: dict[str, list[bytes]] = {}
+    keys: list[bytes] = []
+    for line, row in _rows(path, fault):
+        fields = [field for field in ("title", "prompt") if field in row]
+        if not texts:
+            if "key" not in row or "title" not in row:
+                raise ValueError(f"{path}, line {line}: needs the columns key and title, has {', '.join(row)}.")
+            texts = {field: [] for field in fields}
+        if fields != list(texts):
+            fault(path, line, str(row.get("key")), f"has {', '.join(fields)}, but the first row {', '.join(texts)}")
+        elif row["key"] and all(row[field] for field in fields):
+            keys.append(str(row["key"]).encode())
+            for field in fields:
+                texts[field].append(str(row[field]).encode())
+    return Names(keys), {field: Names(values) for field, values in texts.items()}
+
+
+def _rows(path: Path, fault: Fault) -> Iterator[tuple[int, dict]]:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        if separator := TABLES[path.suffix.lower()]:
+            reader = csv.DictReader(file, delimiter=separator)
+            for row in reader:
+                yield reader.line_num, row
+            return
+        for line, text in enumerate(file, 1):
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except ValueError as error:
+                row = error
+            if isinstance(row, dict):
+                yield line, row
+            else:
+                fault(path, line, text.strip()[:80], f"is no JSON object ({row})")

@@ -1,0 +1,268 @@
+"""The one data module: any source of records for any system, in an order that depends on seed and step alone."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.accelerators import CPUAccelerator
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from src.data.batch import Batch, Record, collate, to_float
+from src.models.perception import load_perception
+from src.resume import batches_trained
+
+SPLITS = ("train", "val", "test")
+PERCEIVED = ("depth", "saliency")  # fields that a net can make from the image
+
+
+class Rows(Protocol):
+    """A split: a sized, indexable collection of records; a record depends on its index alone."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Record: ...
+
+
+class Source(Protocol):
+    """A data set: the fields that all its records carry, the names of its classes, and its splits."""
+
+    fields: frozenset[str]
+    classes: tuple[str, ...]
+
+    def split(self, name: str) -> Rows: ...
+
+
+class TrainBatches(DistributedSampler):
+    """The shuffled batches of one epoch for one process, as lists of indices, from the step reached onwards.
+
+    The order is a pure function of (seed, epoch). `position` tells how many batches the run has trained on, in all
+    epochs; iteration starts right there, at no cost, so a resumed run needs no state of its own. Batch j of rank r is
+    slice (j, r) of the order: no index twice in an epoch, at most one global batch's worth of indices left out.
+    """
+
+    def __init__(
+        self,
+        num_records: int,
+        batch_size: int,
+        seed: int,
+        num_replicas: int = 1,
+        rank: int = 0,
+        limit: float = 1.0,
+        position: Callable[[], int] = lambda: 0,
+    ):
+        super().__init__(range(num_records), num_replicas, rank, seed=seed)  # pyright: ignore[reportArgumentType]
+        whole = num_records // (batch_size * num_replicas)
+        self.num_records, self.batch_size, self.position = num_records, batch_size, position
+        self.num_batches = min(limit, whole) if isinstance(limit, int) else int(limit * whole)
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, start = divmod(self.position(), self.num_batches)
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.num_records)
+        for j in range(start, self.num_batches):
+            first = (j * self.num_replicas + self.rank) * self.batch_size
+            yield order[first : first + self.batch_size].tolist()
+
+
+class EvaluationBatches(DistributedSampler):
+    """Every record exactly once over all processes, in order, as lists of indices of nearly equal length.
+
+    All ranks get equally many batches (collective operations never wait in vain), except that a rank without a record
+    left gets none: that needs a batch size of 1 or fewer records than ranks.
+    """
+
+    def __init__(self, num_records: int, batch_size: int, num_replicas: int = 1, rank: int = 0):
+        super().__init__(range(num_records), num_replicas, rank)  # pyright: ignore[reportArgumentType]
+        chunks = -(-num_records // (batch_size * num_replicas)) * num_replicas
+        bounds = [chunk * num_records // max(chunks, 1) for chunk in range(chunks + 1)]
+        mine = range(rank, chunks, num_replicas)
+        self.batches = [range(bounds[c], bounds[c + 1]) for c in mine if bounds[c] < bounds[c + 1]]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (list(batch) for batch in self.batches)
+
+
+class _Lists(Dataset):
+    """A split asked for many rows at once."""
+
+    def __init__(self, rows: Rows):
+        self.rows = rows
+
+    def __getitem__(self, indices: list[int]) -> list[Record]:
+        return [self.rows[index] for index in indices]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class _Loader(DataLoader):
+    """A loader that Lightning takes for resumable: where to begin, its sampler reads from the trainer's progress.
+
+    Workers start at the first batch asked for, not at `iter`, which Lightning calls before it restores the progress.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class AdData(L.LightningDataModule):
+    """Train, validation and test batches of a source, float pictures on the system's device.
+
+    Workers send uint8 pictures; `on_after_batch_transfer` turns them into float and lets frozen perception nets fill
+    the fields that the source lacks. Training batches follow (seed, epoch) for any number of workers, none repeats in
+    an epoch, and training continues at the very batch where it stopped. Validation and test see every record once,
+    also on several devices.
+
+    Args:
+        source: the records.
+        batch_size: records per batch and device.
+        num_workers: processes that load; 0 loads in the main one.
+        seed: of the training order.
+        perception: checkpoint folder per missing field, e.g. {"depth": "checkpoints/depth"}.
+
+    Raises ValueError at `setup` if the system needs a field that neither the source nor perception gives.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int = 32,
+        num_workers: int = 2,
+        seed: int = 0,
+        perception: Mapping[str, str] | None = None,
+    ):
+        super().__init__()
+        if batch_size < 1 or num_workers < 0:
+            raise ValueError(f"batch_size={batch_size} must be at least 1, num_workers={num_workers} at least 0.")
+        for field in perception or {}:
+            if field not in PERCEIVED:
+                raise ValueError(f"perception: no net makes the field {field!r}; choose from {', '.join(PERCEIVED)}.")
+        self.source = source
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.perception = {f: place for f, place in (perception or {}).items() if f not in source.fields}
+        self._splits: dict[str, Rows] = {}
+        self._nets: dict[str, torch.nn.Module] = {}
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The fields of every batch."""
+        return frozenset(self.source.fields) | self.perception.keys()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names, in the order of the labels."""
+        return tuple(self.source.classes)
+
+    def split(self, name: str) -> Rows:
+        """The records of "train", "val" or "test"."""
+        if name not in SPLITS:
+            raise ValueError(f"No split {name!r}; choose from {', '.join(SPLITS)}.")
+        if name not in self._splits:
+            self._splits[name] = self.source.split(name)
+        return self._splits[name]
+
+    def setup(self, stage: str) -> None:
+        if self.trainer is not None:
+            self.require(self.trainer.lightning_module)
+            if getattr(self.trainer, "overfit_batches", 0):
+                raise ValueError("trainer.overfit_batches is not supported; use trainer.limit_train_batches.")
+        self.perceive()
+
+    def perceive(self) -> None:
+        """Loads the perception nets that are not loaded yet."""
+        for field, place in self.perception.items():
+            if field not in self._nets:
+                self._nets[field] = load_perception(place, field)
+
+    def require(self, system: Any) -> None:
+        """Raises ValueError naming every field that `system` needs and the batches lack."""
+        missing = sorted(system.fields - self.fields)
+        if missing:
+            learnable = [f"data.perception.{field}=FOLDER" for field in missing if field in PERCEIVED]
+            raise ValueError(
+                f"{type(system).__name__} needs {', '.join(missing)}, which {type(self.source).__name__} lacks "
+                f"(it has {', '.join(sorted(self.source.fields))})."
+                + (f" A perception net can fill it: {' '.join(learnable)}" if learnable else "")
+            )
+
+    def train_dataloader(self) -> DataLoader:
+        rows, (replicas, rank) = self.split("train"), self._place()
+        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
+        if len(rows) < self.batch_size * replicas:
+            raise ValueError(
+                f"The train split of {type(self.source).__name__} has {len(rows)} records, "
+                f"fewer than one batch of {self.batch_size} for each of {replicas} processes."
+            )
+        batches = TrainBatches(len(rows), self.batch_size, self.seed, replicas, rank, limit, self._trained)
+        return self._loader(rows, batches)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._evaluation("val", *self._place())
+
+    def test_dataloader(self) -> DataLoader:
+        return self._evaluation("test", *self._place())
+
+    def batches(self, name: str, device: torch.device | str = "cpu") -> "Batches":
+        """A whole split in order, in this process alone, as batches ready for a system on `device`."""
+        self.perceive()
+        return Batches(self, self._evaluation(name, 1, 0), torch.device(device))
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int = 0) -> Batch:
+        batch = to_float(batch)
+        for field, net in self._nets.items():
+            image = batch["image"]
+            with torch.no_grad():
+                batch[field] = net.to(image.device)(image)
+        return batch
+
+    def _place(self) -> tuple[int, int]:
+        """The number of processes and the rank of this one."""
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+
+    def _trained(self) -> int:
+        return 0 if self.trainer is None else batches_trained(self.trainer)
+
+    def _evaluation(self, name: str, replicas: int, rank: int) -> DataLoader:
+        rows = self.split(name)
+        return self._loader(rows, EvaluationBatches(len(rows), self.batch_size, replicas, rank))
+
+    def _loader(self, rows: Rows, batches: DistributedSampler) -> DataLoader:
+        # The batches go in as a sampler of lists (batch_size=None): Lightning replaces any sampler that is not a
+        # DistributedSampler by its own, which pads evaluation with duplicates and does not know where to resume.
+        return _Loader(
+            _Lists(rows),
+            batch_size=None,
+            sampler=batches,
+            collate_fn=collate,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            prefetch_factor=4 if self.num_workers else None,
+            pin_memory=self.trainer is not None and not isinstance(self.trainer.accelerator, CPUAccelerator),
+        )
+
+
+class Batches:
+    """The batches of a loader as a trainer would hand them over: on the device, pictures in float, maps filled in."""
+
+    def __init__(self, data: AdData, loader: DataLoader, device: torch.device):
+        self.data, self.loader, self.device = data, loader, device
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.loader:
+            yield self.data.on_after_batch_transfer(self.data.transfer_batch_to_device(batch, self.device, 0))

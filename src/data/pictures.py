@@ -1,0 +1,78 @@
+"""Picture files as the batch wants them: uint8 (channels, size, size), whatever the file's mode and shape."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+FITS = ("squash", "pad")
+CHANNELS = {"image": "RGB", "product": "RGBA", "depth": "L", "saliency": "L"}
+BROKEN = (OSError, SyntaxError, ValueError, struct.error, zlib.error, EOFError, Image.DecompressionBombError)
+TOLERANCE = 0.01  # by which the aspect ratios of a picture and its product may differ (rounded sizes)
+
+
+def opened(data: bytes, field: str) -> Image.Image:
+    """The picture with its header read and checked, its pixels not yet decoded.
+
+    Raises one of BROKEN when it is no picture, and ValueError for a product without alpha.
+    """
+    image = Image.open(io.BytesIO(data))
+    if field == "product" and not image.has_transparency_data:
+        raise ValueError(f"a product needs an alpha channel, this one is {image.mode}")
+    return image
+
+
+def check_canvas(field: str, size: tuple[int, int], canvas: tuple[int, int]) -> None:
+    """Raises ValueError when a product or map is not of the picture's shape: fitted, it would lie beside its place."""
+    (width, height), (across, down) = size, canvas
+    if abs(width * down - height * across) > TOLERANCE * height * across:
+        raise ValueError(f"{field} is {width}x{height}, but its picture is {across}x{down}: not the same canvas")
+
+
+def decoded(image: Image.Image, field: str, size: int, fit: str) -> np.ndarray:
+    """uint8 (channels, size, size): RGB, RGBA for a product, grey for depth and saliency.
+
+    fit: "squash" stretches both sides to `size`; "pad" keeps the shape, centres it and fills the rest with white in the
+    picture, with nothing (0: transparent, far, not salient) elsewhere. Both reduce with an antialiased bilinear filter,
+    products with premultiplied alpha, so that colour hidden under transparent pixels never bleeds out. 16-bit greys
+    are scaled to 8 bits; a picture with alpha is laid on white.
+
+    Raises one of BROKEN, ValueError for pixels that are neither 8 nor 16 bits.
+    """
+    image = in_mode(image, CHANNELS[field])
+    if fit == "pad":
+        scale = size / max(image.size)
+        inner = tuple(max(1, round(side * scale)) for side in image.size)
+        canvas = Image.new(image.mode, (size, size), "white" if field == "image" else 0)
+        canvas.paste(resized(image, inner), ((size - inner[0]) // 2, (size - inner[1]) // 2))
+        image = canvas
+    else:
+        image = resized(image, (size, size))
+    pixels = np.asarray(image)
+    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+
+def resized(image: Image.Image, size: tuple[int, ...]) -> Image.Image:
+    """The picture at (width, height): antialiased, bilinear, in premultiplied alpha where it has alpha."""
+    return image if image.size == size else image.resize((size[0], size[1]), Image.Resampling.BILINEAR)
+
+
+def in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The picture decoded to "RGB", "RGBA" or "L", 8 bits a channel."""
+    if image.mode[0] in "IF":  # I;16, I;16B, I, F: convert() would clip these at 255
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"its pixels ({image.mode}) are neither 8 nor 16 bits")
+        image = Image.fromarray(np.round(values / 257).astype(np.uint8))
+    if image.mode == mode:
+        image.load()
+        return image
+    if mode == "RGB" and image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert(mode)
+
+
+_in_mode, _resized = in_mode, resized

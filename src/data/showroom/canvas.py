@@ -1,0 +1,84 @@
+"""The canvas that a scene is painted on, and how a picture is laid on it."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from src.data.showroom.camera import Camera
+from src.data.showroom.sprites import View
+
+
+@dataclass
+class Painting:
+    """A scene in the making; `depth` is in cm along the optical axis."""
+
+    image: np.ndarray  # (side, side, 3) float32, RGB in [0, 255], oversampled
+    depth: np.ndarray  # (side, side) float32, oversampled
+    support: np.ndarray  # (side, side) float32 in [0, 1]: where floor or table top is seen
+    salient: np.ndarray  # (side, side) float32 in [0, 1]
+    camera: Camera
+    flaw: np.ndarray  # (side, side) float32 in [0, 1]: where the fault is seen
+
+
+@dataclass(frozen=True)
+class Placed:
+    """The product on the oversampled canvas."""
+
+    rgba: np.ndarray  # (side, side, 4) uint8, straight alpha
+    zoom: float  # canvas pixels per sprite pixel
+    left: int
+    top: int
+    anchor: tuple[float, float]  # column, row of the point it stands on
+    view: View
+
+
+def unit(colour: tuple) -> tuple[float, float, float]:
+    return colour[0] / 255, colour[1] / 255, colour[2] / 255
+
+
+def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Resized with antialiasing; RGBA through premultiplied alpha, so that no dark rim appears."""
+    way = cv2.INTER_AREA if width < pixels.shape[1] else cv2.INTER_LINEAR
+    if pixels.ndim == 2 or pixels.shape[2] != 4:
+        return cv2.resize(pixels, (width, height), interpolation=way)
+    weighted = pixels.astype(np.float32)
+    weighted[..., :3] *= weighted[..., 3:] / 255
+    weighted = cv2.resize(weighted, (width, height), interpolation=way)
+    weighted[..., :3] *= 255 / np.maximum(weighted[..., 3:], 1)
+    return (weighted + 0.5).clip(0, 255).astype(np.uint8)
+
+
+def window(
+    shape: tuple[int, ...], small: tuple[int, ...], left: int, top: int
+) -> tuple[tuple[slice, slice], tuple[slice, slice]] | None:
+    """Slices of a canvas and of a smaller picture laid on it at (left, top); None where they do not meet."""
+    y0, x0 = max(top, 0), max(left, 0)
+    y1, x1 = min(top + small[0], shape[0]), min(left + small[1], shape[1])
+    if y1 <= y0 or x1 <= x0:
+        return None
+    return (slice(y0, y1), slice(x0, x1)), (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
+
+
+def paste(canvas: np.ndarray, small: np.ndarray, left: int, top: int) -> None:
+    meet = window(canvas.shape, small.shape, left, top)
+    if meet:
+        canvas[meet[0]] = small[meet[1]]
+
+
+def blend(
+    painting: Painting, rgba: np.ndarray, left: int, top: int, depth: np.ndarray | float, salient: float
+) -> np.ndarray | None:
+    """Lays `rgba` over the painting; returns its alpha on the canvas' window, for the caller's own maps."""
+    meet = window(painting.image.shape, rgba.shape, left, top)
+    if meet is None:
+        return None
+    there, here = meet
+    alpha = rgba[here][..., 3].astype(np.float32) / 255
+    part = painting.image[there]
+    part += (rgba[here][..., :3] - part) * alpha[..., None]
+    solid = alpha > 0.5
+    painting.depth[there][solid] = depth[here][solid] if isinstance(depth, np.ndarray) else depth
+    mark = painting.salient[there]
+    mark += (salient - mark) * alpha
+    return alpha

@@ -1,0 +1,112 @@
+"""What is written about a picture: the prompt, the words of it that came true, and the shop's title."""
+
+import re
+
+import numpy as np
+
+from src.data.showroom.rooms import COLOURS
+from src.data.showroom.scene import Brief, Scene, Setting, nearest_colour
+
+BRANDS = (
+    "Nordhem",
+    "Casa Lume",
+    "Velora",
+    "Oakline",
+    "Brixmoor",
+    "Haus & Co",
+    "Lindqvist",
+    "Mirelle",
+    "Tavola",
+    "Kestrel",
+    "Umbra Vale",
+    "Fjordal",
+    "Solenne",
+    "Ardenne",
+)
+PRAISE = (
+    "Free Shipping",
+    "New Arrival",
+    "2026 Edition",
+    "Best Seller",
+    "Official Store",
+    "Hot Sale",
+    "Top Quality",
+    "Limited Offer",
+    "Gift Idea",
+    "Easy Assembly",
+)
+NOUNS = {"floor": "floor", "table": "table top"}
+PATTERN_WORDS = {
+    "plain": "painted",
+    "tiled": "tiled",
+    "papered": "dotted",
+    "panelled": "panelled",
+    "striped": "striped",
+    "boarded": "boarded",
+    "brick": "brick",
+}
+SEPARATORS = re.compile(r'[,.?!":; ]+')  # where RichHF's words are cut
+
+
+def prompt(plan: Brief) -> str:
+    """The prompt of a brief: what the background should be."""
+    return _sentence(plan, plan.setting)
+
+
+def _sentence(plan: Brief, what: Setting) -> str:
+    light = {"warm": "warm light", "soft": "soft light", "cool": "cool daylight"}[what.light]
+    return (
+        f"product photo of a {plan.item.name} in a {what.style} room, {what.wall} {PATTERN_WORDS[what.pattern]} wall, "
+        f"{what.floor} {NOUNS[plan.surface]}, {light}, next to a {what.prop}"
+    )
+
+
+def words(text: str) -> list[str]:
+    """`text` cut into RichHF's words."""
+    return [word for word in SEPARATORS.split(text) if word]
+
+
+def truths(scene: Scene) -> list[int]:
+    """For each word of the prompt, 1 if the picture follows it and 0 if it is contradicted."""
+    said, shown = scene.brief.setting, scene.setting
+    marks = {
+        name: getattr(said, name) == getattr(shown, name) for name in ("wall", "pattern", "floor", "light", "prop")
+    }
+    if scene.fault == "own_colours":
+        marks["floor"] = False
+    marks["prop"] = marks["prop"] and bool(scene.props)
+    parts = [
+        (f"product photo of a {scene.brief.item.name} in a {said.style} room", True),
+        (said.wall, marks["wall"]),
+        (PATTERN_WORDS[said.pattern], marks["pattern"]),
+        ("wall", True),
+        (said.floor, marks["floor"]),
+        (NOUNS[scene.brief.surface], True),
+        ("cool daylight" if said.light == "cool" else f"{said.light} light", marks["light"]),
+        ("next to a", True),
+        (said.prop, marks["prop"]),
+    ]
+    return [int(true) for phrase, true in parts for _ in words(phrase)]
+
+
+def title(plan: Brief) -> str:
+    """The shop's title: brand and praise, which say nothing, around attributes that are true of the product."""
+    rng = np.random.default_rng(plan.rng)
+    item = plan.item
+    width, depth, height = (max(1, round(v * plan.factor)) for v in (item.width_cm, item.depth_cm, item.height_cm))
+    size = "Giant " if plan.factor > 1.5 else "Mini " if plan.factor < 0.67 else ""
+    colour = plan.dye or nearest_colour(plan.colour)
+    noun = f"{size}{item.material} {item.name}" if rng.random() < 0.6 else f"{size}{item.name}"
+    measure = f"{width}x{depth}x{height} cm"
+    place = {"floor": "for the floor", "table": "for the table"}[plan.surface] if rng.random() < 0.3 else ""
+    parts = [
+        noun.title(),
+        measure if rng.random() < 0.9 else "",
+        place.title(),
+        colour.title() if colour in COLOURS else "",
+    ]
+    middle = [p for p in parts[1:] if p]
+    rng.shuffle(middle)
+    noise = [str(word) for word in rng.choice(PRAISE, int(rng.integers(0, 3)), replace=False)]
+    brand = [str(rng.choice(BRANDS))] if rng.random() < 0.8 else []
+    return " ".join([*brand, parts[0], *middle, *noise])

@@ -1,0 +1,56 @@
+"""Measures a checkpoint on a split: `python -m src.evaluate checkpoint=checkpoints/rfnet data=showroom split=test`.
+
+Prints the metrics as a table and, with `out=DIR`, writes them to `DIR/metrics.json` as {"test/availability_f1": ...}.
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from src.checkpoint import load
+from src.config import build, command
+from src.data.module import AdData
+
+
+def evaluate(system: L.LightningModule, data: AdData, split: str, trainer: L.Trainer) -> dict[str, float]:
+    """Every metric of the system's test step over all records of the split, named `<split>/<metric>`."""
+    data.split(split)  # refuses an unknown one
+    data.test_dataloader = lambda: data.evaluation(split)
+    (metrics,) = trainer.test(system, datamodule=data, verbose=False)
+    return {name.replace("test/", f"{split}/", 1): value for name, value in metrics.items()}
+
+
+def table(metrics: dict[str, float]) -> str:
+    """One line per metric, aligned."""
+    width = max(map(len, metrics), default=0)
+    return "\n".join(f"{name:<{width}}  {value:>10.4f}" for name, value in metrics.items())
+
+
+def main() -> int:
+    config = command("evaluate")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    L.seed_everything(config.seed, verbose=False)
+    try:
+        system, data = load(config.checkpoint), build(config.data)
+        trainer = L.Trainer(**build(config.trainer), logger=False, enable_checkpointing=False)
+        metrics = evaluate(system, data, config.split, trainer)
+    except (ValueError, FileNotFoundError) as error:
+        sys.stderr.write(f"evaluate: {error}\n")
+        return 2
+    print(f"{config.checkpoint} on the {config.split} split, {len(data.split(config.split))} records")
+    print(table(metrics))
+    if config.out:
+        file = Path(config.out) / "metrics.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        file.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""Trains a system: `python -m src.fit model=rfnet`. Everything lands in `out`:
+
+    config.yaml      the configuration          logs/        TensorBoard
+    last.ckpt        to go on from              best.ckpt    by the system's `monitor`, if it names one
+    checkpoint/      the checkpoint folder      pictures/    the system's `report`, if it has one
+
+What a system may offer besides Lightning's hooks: `monitor = ("val/macro_f1", "max")`; `card`, texts for the model card
+(keys: `src.checkpoint.ABOUT`); `calibrate(batches)`, called with the validation batches after training; `report(data,
+folder) -> list[Path]`, which draws pictures. A source may have `about`: what its records are, whether synthetic.
+Exit code 1: the data or the run are at fault; 2: the configuration is.
+"""
+
+import inspect
+import logging
+import os
+import platform
+import shlex
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from omegaconf import OmegaConf
+
+from src import checkpoint
+from src.config import ConfigError, build, command
+from src.data.module import AdData
+from src.progress import Lines, duration
+from src.resume import AtomicIO, LastCheckpoint, StepSeed, open_run
+
+HARMLESS = ("does not have many workers", "exists and is not empty", "smaller than the logging interval", "LeafSpec")
+
+
+def main() -> None:
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    config = OmegaConf.to_container(command("fit"), resolve=True)
+    assert isinstance(config, dict)
+    try:
+        run({str(key): value for key, value in config.items()})
+    except ValueError as error:
+        if config.get("debug"):
+            raise
+        print(f"fit: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+
+
+def run(config: dict[str, Any]) -> dict[str, float]:
+    """The test metrics of the run that a plain configuration (`conf/fit.yaml`) describes."""
+    if config["threads"]:
+        torch.set_num_threads(config["threads"])
+    L.seed_everything(config["seed"], verbose=False)
+    return fit(build(config["model"]), build(config["data"]), config)
+
+
+def fit(system: Any, data: AdData, config: dict[str, Any]) -> dict[str, float]:
+    """Trains `system` on `data`, calibrates, tests, and writes the checkpoint folder; gives the test metrics.
+
+    `config` has out, seed, resume, init, trainer (arguments of lightning.Trainer), model, data, and perhaps
+    checkpoint_every (optimizer steps), weights ("last" or "best": those tested and shipped) and dtype (of the folder).
+    Raises ValueError if `out` holds a run and `resume` is false, or that run had another model, data or seed.
+    """
+    out, weights = Path(config["out"]), config.get("weights", "last")
+    monitor = getattr(system, "monitor", None)
+    if weights not in ("last", "best") or (weights == "best" and not monitor):
+        raise ValueError(f"weights={weights}: choose last{' or best' if monitor else ', the system has no monitor'}.")
+    data.require(system)
+    tests = is_overridden("test_step", system)
+    sizes = {name: len(data.split(name)) for name in ("train", "val", *(["test"] if tests else []))}
+    last = open_run(out, config)
+    if config.get("init") and last is None:
+        checkpoint.load_weights(system.net, config["init"])
+
+    keeper = LastCheckpoint(out / "last.ckpt", config.get("checkpoint_every", 200))
+    trainer = new_trainer(out, config, monitor, [keeper, StepSeed(config["seed"])])
+    with warnings.catch_warnings():
+        for harmless in HARMLESS:
+            warnings.filterwarnings("ignore", f".*{harmless}")
+        trainer.fit(system, data, ckpt_path=last, weights_only=True)
+        if weights == "best":
+            state = torch.load(out / "best.ckpt", map_location="cpu", weights_only=True)
+            system.load_state_dict(state["state_dict"])
+        if hasattr(system, "calibrate"):
+            system.to(trainer.strategy.root_device).eval()
+            system.calibrate(data.batches("val", trainer.strategy.root_device))
+        measured = trainer.callback_metrics if not tests else trainer.test(system, data, verbose=False)[0]
+
+    metrics = {name: float(value) for name, value in measured.items()}
+    if trainer.is_global_zero:
+        about = describe(system, data, sizes, config, f"{duration(keeper.seconds)} for {trainer.global_step} steps")
+        dtype = config.get("dtype", "float32")
+        checkpoint.save(out / "checkpoint", system.cpu().eval(), config["model"], metrics, about, dtype)
+        pictures = system.report(data, out / "pictures") if hasattr(system, "report") else []
+        width = max(map(len, metrics), default=0)
+        print("\n".join(f"{name:<{width}}  {value:8.4f}" for name, value in metrics.items()))
+        print("\n".join(f"wrote {path}" for path in [out / "checkpoint", *pictures]))
+    return metrics
+
+
+def new_trainer(out: Path, config: dict[str, Any], monitor: tuple[str, str] | None, own: list[Callback]) -> L.Trainer:
+    arguments = dict(config["trainer"])
+    callbacks = [*own, LearningRateMonitor()]
+    if arguments.get("enable_progress_bar", True):
+        terminal = sys.stdout.isatty()
+        callbacks.append(TQDMProgressBar() if terminal else Lines())
+        arguments["enable_progress_bar"] = terminal
+    if monitor:
+        callbacks.append(
+            ModelCheckpoint(
+                out, "best", *monitor[:1], mode=monitor[1], save_weights_only=True, enable_version_counter=False,
+                save_on_train_epoch_end=False,
+            )
+        )  # fmt: skip
+    logger = TensorBoardLogger(out, name="", version="logs")
+    return L.Trainer(
+        **arguments,
+        default_root_dir=out,
+        logger=logger,
+        callbacks=callbacks,
+        plugins=[AtomicIO()],
+        enable_checkpointing=bool(monitor),
+    )
+
+
+def describe(system: Any, data: AdData, sizes: dict[str, int], config: dict[str, Any], spent: str) -> dict[str, str]:
+    """The texts of the model card."""
+    source = data.source
+    words = [word for word in sys.argv[1:] if not word.startswith(("out=", "resume="))]
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    counts = ", ".join(f"{size} {name}" for name, size in sizes.items())
+    return {
+        "title": config.get("choices", {}).get("model", type(system).__name__),
+        "what": first_paragraph(system),
+        "use": "On pictures like those of its training data.",
+        "limits": "Nothing is known of it beyond the data below; measure before relying on it elsewhere.",
+        "data": f"{type(source).__name__}: {getattr(source, 'about', first_paragraph(source))} Records: {counts}.",
+        "command": shlex.join(["python", "-m", "src.fit", *words]),
+        "time": spent,
+        "machine": gpu or f"{os.cpu_count()} CPU cores, {platform.machine()}",
+        "licence": "Apache-2.0",
+        **getattr(system, "card", {}),
+    }
+
+
+def first_paragraph(thing: Any) -> str:
+    text = inspect.getdoc(type(thing)) or type(thing).__name__
+    return " ".join(text.partition("\n\n")[0].split())
+
+
+if __name__ == "__main__":
+    main()

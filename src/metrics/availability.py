@@ -1,0 +1,113 @@
+"""How well predicted availability agrees with people's labels: the paper's numbers, all classes, and calibration."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.classification import binary_average_precision, multiclass_confusion_matrix
+from torchmetrics.utilities import dim_zero_cat
+
+
+def calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> Tensor:
+    """Expected calibration error (Guo et al., ICML 2017): mean over samples of their bin's |confidence - accuracy|.
+
+    `confidence` (samples,) in [0, 1], `correct` (samples,) bool; equal bins, open at the left as 0.1 < c <= 0.2. In
+    [0, 1], smaller is better; 0 without samples.
+    """
+    place = (confidence.double() * bins).ceil().long().sub(1).clamp(0, bins - 1)
+    gap = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
+    gap.index_add_(0, place, confidence.double() - correct.double())
+    return (gap.abs().sum() / max(len(confidence), 1)).float()
+
+
+def precision_recall_f1(predicted: Tensor, true: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Precision, recall and F1 of bool (samples,) against bool (samples,); what has no sample to count on is 0."""
+    hits, found, there = (predicted & true).sum(), predicted.sum(), true.sum()
+    return hits / found.clamp_min(1), hits / there.clamp_min(1), 2 * hits / (found + there).clamp_min(1)
+
+
+def availability_metrics(
+    probabilities: Tensor, labels: Tensor, classes: Sequence[str], threshold: float | None = None
+) -> dict[str, Tensor]:
+    """The metrics of probabilities (samples, classes) against labels (samples,), all scalars in [0, 1].
+
+    availability_precision, _recall, _f1, _ap: available against the rest. Predicted available is what has
+    p(available) >= threshold, or without one what it is the likeliest class of. AP is 0 without an available sample.
+    accuracy and macro_f1: of the likeliest class; classes that are neither predicted nor true are left out of the mean.
+    recall_<class>: for the classes that occur. availability_ece: of p(available); ece: of the likeliest class's
+    probability.
+    """
+    available = list(classes).index("available")
+    confidence, predicted = probabilities.max(dim=1)
+    p, true = probabilities[:, available], labels == available
+    chosen = predicted == available if threshold is None else p >= threshold
+    values = dict(zip(("precision", "recall", "f1"), precision_recall_f1(chosen, true), strict=True))
+    values["ap"] = binary_average_precision(p, true.long()) if true.any() else p.new_zeros(())
+    values["ece"] = calibration_error(p, true)
+    per_class = [precision_recall_f1(predicted == c, labels == c) for c in range(len(classes))]
+    counted = [c for c in range(len(classes)) if ((predicted == c) | (labels == c)).any()]
+    return {
+        **{f"availability_{name}": value for name, value in values.items()},
+        "accuracy": (predicted == labels).float().mean(),
+        "macro_f1": torch.stack([per_class[c][2] for c in counted]).mean(),
+        "ece": calibration_error(confidence, predicted == labels),
+        **{f"recall_{classes[c]}": per_class[c][1] for c in range(len(classes)) if (labels == c).any()},
+    }
+
+
+class Availability(Metric):
+    """`availability_metrics` of all that was added, in all processes. `classes` names the columns.
+
+    Raises ValueError if none of them is "available".
+    """
+
+    full_state_update = False
+    probabilities: list[Tensor]
+    labels: list[Tensor]
+
+    def __init__(self, classes: Sequence[str], threshold: float | None = None) -> None:
+        super().__init__()
+        if "available" not in classes:
+            raise ValueError(f"classes {', '.join(classes)}: none is 'available'.")
+        self.classes, self.threshold = tuple(classes), threshold
+        self.add_state("probabilities", [], dist_reduce_fx="cat")
+        self.add_state("labels", [], dist_reduce_fx="cat")
+
+    def update(self, probabilities: Tensor, labels: Tensor) -> None:
+        """Adds probabilities (batch, classes) and labels (batch,)."""
+        self.probabilities.append(probabilities.detach().float())
+        self.labels.append(labels)
+
+    def compute(self) -> dict[str, Tensor]:
+        return availability_metrics(
+            dim_zero_cat(self.probabilities), dim_zero_cat(self.labels), self.classes, self.threshold
+        )
+
+    def confusion(self) -> Tensor:
+        """Counts (true class, likeliest class) of what this process was given."""
+        return multiclass_confusion_matrix(
+            dim_zero_cat(self.probabilities), dim_zero_cat(self.labels), num_classes=len(self.classes)
+        ).cpu()
+
+
+def confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
+    """The confusion matrix drawn: a row per true class, shade and upper number its share of the row, below it the
+    count.
+    """
+    shares = counts / counts.sum(dim=1, keepdim=True).clamp_min(1)
+    names = [name.replace("_", "\n") for name in classes]
+    figure = Figure(figsize=(1.1 * len(classes) + 1.2, len(classes) + 1.0), layout="constrained")
+    axes: Any = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), names, fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    for row, column in [(i, j) for i in range(len(names)) for j in range(len(names))]:
+        share = float(shares[row, column])
+        text = f"{share:.0%}\n{int(counts[row, column])}"
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if share > 0.5 else "black")
+    return figure

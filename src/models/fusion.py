@@ -1,0 +1,182 @@
+"""The parts of RFNet: pictures to tokens, titles to tokens, and the filter of a title's words by its product."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from src.models.perception import IMAGENET_MEAN, IMAGENET_STD, resize
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the forks of a data loader
+ROOT = Path(__file__).parents[2]
+
+
+class PictureEncoder(nn.Module):
+    """Tokens (batch, grid * grid, width), row by row, of each of some (batch, channels, height, width) in [0, 1].
+
+    A timm net gives the map of its stage `stage` (-1: the last); a 1x1 convolution and a layer norm make tokens of it.
+    All kinds go through the net together: its batch norms then see in training what they see in use.
+
+    Args:
+        name: timm's name of the net; `options` go to `timm.create_model`.
+        pretrained: with timm's published weights, from the network or its cache.
+        channels: 3, or 4 with the product's alpha.
+        size: side in pixels to which pictures are resized, bilinear with antialiasing.
+        grid: tokens a side, to which the map is averaged; 1 is a pooled vector, None takes the map as it is.
+        unshuffle: u x u pixels become one with u * u times the channels before the net.
+
+    Raises ValueError if timm has no such net or `unshuffle` does not divide `size`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        width: int,
+        channels: int = 3,
+        size: int = 384,
+        pretrained: bool = False,
+        options: Mapping[str, Any] | None = None,
+        stage: int = -1,
+        grid: int | None = None,
+        unshuffle: int = 1,
+    ) -> None:
+        super().__init__()
+        if name not in timm.list_models():
+            near = ", ".join(timm.list_models(f"*{name[:6]}*")[:5]) or "see timm.list_models()"
+            raise ValueError(f"image encoder {name!r}: timm has no such net; near: {near}")
+        if size % unshuffle:
+            raise ValueError(f"unshuffle={unshuffle} does not divide the picture size {size}.")
+        self.size, self.unshuffle = size, unshuffle
+        net: Any = timm.create_model(
+            name,
+            pretrained=pretrained,
+            features_only=True,
+            out_indices=(stage,),
+            in_chans=channels * unshuffle**2,
+            **(options or {}),
+        )
+        self.net = net.to(memory_format=torch.channels_last)
+        self.grid: int = grid or -(-size // (unshuffle * net.feature_info.reduction()[-1]))
+        self.project = nn.Conv2d(net.feature_info.channels()[-1], width, 1)
+        self.norm = nn.LayerNorm(width)
+        rest = channels - 3  # alpha
+        self.register_buffer("mean", torch.tensor([*IMAGENET_MEAN, *[0.5] * rest]).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor([*IMAGENET_STD, *[0.5] * rest]).view(-1, 1, 1), persistent=False)
+
+    def forward(self, kinds: Sequence[Tensor]) -> list[Tensor]:
+        x = torch.cat([resize(pictures, (self.size, self.size)) for pictures in kinds])
+        x = (x - self.mean) / self.std
+        if self.unshuffle > 1:
+            x = F.pixel_unshuffle(x, self.unshuffle)
+        x = self.net(x.contiguous(memory_format=torch.channels_last))[0]  # (batch, features, h, w)
+        x = F.adaptive_avg_pool2d(self.project(x), self.grid)  # (batch, width, grid, grid)
+        return list(self.norm(x.flatten(2).transpose(1, 2)).chunk(len(kinds)))
+
+
+class TitleEncoder(nn.Module):
+    """Tokens (batch, words, width) of titles, and where these are mere padding, bool (batch, words).
+
+    Args:
+        name: folder or hub id of a transformers text encoder: its tokenizer, configuration and perhaps weights.
+        pretrained: with its weights; or else fresh ones.
+        options: values that differ from its configuration.
+        max_tokens: a title is cut after so many tokens.
+        ordinal_numbers: the fresh embedding of a number token is a set of sines and cosines of its logarithm, so that
+            near sizes begin alike and numbers that training never shows keep a place between their neighbours.
+
+    Raises ValueError if the encoder cannot be had, or options, tokenizer and `max_tokens` do not fit it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        width: int,
+        pretrained: bool = False,
+        options: Mapping[str, Any] | None = None,
+        max_tokens: int = 64,
+        ordinal_numbers: bool = False,
+    ) -> None:
+        super().__init__()
+        place = str(ROOT / name) if not Path(name).exists() and (ROOT / name).is_dir() else name
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(place)
+            config, unknown = AutoConfig.from_pretrained(place, return_unused_kwargs=True, **(options or {}))
+            if unknown:
+                raise ValueError(f"text_options: the configuration of {name} has no {', '.join(sorted(unknown))}.")
+            net: Any = (
+                AutoModel.from_pretrained(place, config=config, dtype=torch.float32)
+                if pretrained
+                else AutoModel.from_config(config)
+            )
+        except OSError as error:
+            raise ValueError(
+                f"text_encoder {name!r} is no folder and cannot be had: {str(error).splitlines()[0]}"
+            ) from None
+        vocabulary, limit = net.config.vocab_size, getattr(net.config, "max_position_embeddings", max_tokens)
+        if len(self.tokenizer) > vocabulary or max_tokens > limit:
+            raise ValueError(
+                f"text_encoder {name!r} has {vocabulary} words and {limit} positions, but its tokenizer has "
+                f"{len(self.tokenizer)} and max_title_tokens is {max_tokens}."
+            )
+        if getattr(net, "pooler", None) is not None:
+            net.pooler = None  # all tokens are used; its weights would never get a gradient
+        if ordinal_numbers and not pretrained:
+            ordinal_embeddings(net.get_input_embeddings().weight, self.tokenizer.get_vocab())
+        self.net, self.max_tokens = net, max_tokens
+        self.project = nn.Linear(net.config.hidden_size, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, titles: Sequence[str]) -> tuple[Tensor, Tensor]:
+        device = self.project.weight.device
+        words = self.tokenizer(
+            list(titles), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        )
+        ids, mask = words["input_ids"].to(device), words["attention_mask"].to(device)
+        x = self.net(input_ids=ids, attention_mask=mask).last_hidden_state  # (batch, words, hidden)
+        return self.norm(self.project(x)), mask == 0
+
+
+class FeatureFilter(nn.Module):
+    """The product's tokens with what the title says of them: the paper's feature filter module.
+
+    e_f = Conv(Conv(CrossAttention(e_o, e_c)) * Conv(e_o)) + e_o, with query e_o and key = value = e_c; the
+    convolutions are 1x1, that is linear per token. e_o (batch, positions, width), e_c (batch, words, width); True in
+    `padding` (batch, words) is no word.
+    """
+
+    def __init__(self, width: int, num_heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, num_heads, dropout, batch_first=True)
+        self.title = nn.Linear(width, width)
+        self.product = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, product: Tensor, title: Tensor, padding: Tensor) -> Tensor:
+        heard, _ = self.attention(product, title, title, key_padding_mask=padding, need_weights=False)
+        return self.out(self.title(heard) * self.product(product)) + product
+
+
+@torch.no_grad()
+def ordinal_embeddings(weight: Tensor, vocabulary: Mapping[str, int]) -> None:
+    """Sets the rows of whole numbers > 0 to sines and cosines of their logarithm, in the deviation of the other rows.
+
+    The frequencies go from 1/2 to 16 radians per e-fold: from 'small or large' to 'five per cent more'.
+    """
+    numbers = {
+        int(word): row for word, row in vocabulary.items() if word.isascii() and word.isdigit() and int(word) > 0
+    }
+    if not numbers:
+        return
+    frequencies = 0.5 * 32 ** torch.linspace(0, 1, weight.shape[1] // 2)
+    angles = torch.tensor(list(numbers)).log()[:, None] * frequencies
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1) * 2**0.5 * weight.std()
+    weight[torch.tensor(list(numbers.values())), : waves.shape[1]] = waves.to(weight)

@@ -1,0 +1,103 @@
+"""Pictures of what RFNet sees in an ad."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from src.data.batch import Batch, collate
+from src.metrics.availability import confusion_figure
+
+
+def attribution(system: Any, batch: Batch) -> Tensor:
+    """Where the picture decides: |input gradient| of the likeliest class, (batch, height, width) in [0, 1].
+
+    Summed over colours (Simonyan et al. 2013), blurred, each picture scaled to its own 99th percentile.
+    """
+    with torch.enable_grad():
+        image = batch["image"].detach().clone().requires_grad_()
+        best = system.log_probabilities({**batch, "image": image}).max(dim=1).values
+        (gradient,) = torch.autograd.grad(best.sum(), image)
+    strength = gradient.abs().sum(dim=1, keepdim=True)
+    window = image.shape[-1] // 24 * 2 + 1
+    for _ in range(2):
+        strength = F.avg_pool2d(strength, window, 1, window // 2, count_include_pad=False)
+    strength = strength[:, 0]
+    top = strength.flatten(1).quantile(0.99, dim=1)[:, None, None]
+    return (strength / top.clamp_min(1e-12)).clamp(0, 1)
+
+
+def chosen_rows(labels: list[int], num_classes: int, count: int) -> list[int]:
+    """The indices of up to `count` rows, the classes in turn, in the order of the classes."""
+    queues = [[row for row, label in enumerate(labels) if label == c] for c in range(num_classes)]
+    turns = [(turn, c) for turn in range(len(labels)) for c in range(num_classes) if turn < len(queues[c])][:count]
+    return [queues[c][turn] for turn, c in sorted(turns, key=lambda pair: pair[1])]
+
+
+def draw_report(system: Any, data: Any, folder: Path, count: int = 10, among: int = 200) -> list[Path]:
+    """Writes `ads.png`, `count` of the first `among` test ads, all classes if they occur there, and `confusion.png`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = data.split("test")
+    records = [rows[index] for index in range(min(among, len(rows)))]
+    labels = [int(record["label"]) for record in records]
+    records = [records[row] for row in chosen_rows(labels, len(system.classes), count)]
+    batch = data.on_after_batch_transfer(collate(records))
+    batch = {field: value.to(system.device) if isinstance(value, Tensor) else value for field, value in batch.items()}
+    paths = [folder / "ads.png", folder / "confusion.png"]
+    ads_figure(system.eval(), batch).savefig(paths[0], dpi=110)
+    confusion_figure(system.confusion["test"], system.classes).savefig(paths[1], dpi=110)
+    return paths
+
+
+def ads_figure(system: Any, batch: Batch) -> Figure:
+    """A row per ad: its pictures, the picture with its `attribution`, the classes' probabilities and the title."""
+    with torch.no_grad():
+        probabilities = system.log_probabilities(batch).exp().cpu()
+    pictures = [field for field in ("image", "product", "depth", "saliency") if field in system.fields]
+    seen = attribution(system, batch).cpu() if "image" in pictures else None
+    columns = len(pictures) + (seen is not None) + 1
+    size = len(probabilities)
+    figure = Figure(figsize=(1.5 * columns + 3.2, 1.65 * size + 0.3), layout="constrained")
+    axes: Any = figure.subplots(size, columns, squeeze=False, width_ratios=[1.0] * (columns - 1) + [1.6])
+    for row in range(size):
+        for column, field in enumerate(pictures):
+            _show(axes[row, column], batch[field][row].cpu())
+            axes[row, column].set_title(field if row == 0 else "", fontsize=8)
+        if seen is not None:
+            axis = axes[row, len(pictures)]
+            _show(axis, batch["image"][row].cpu().mean(dim=0, keepdim=True))
+            axis.imshow(seen[row], cmap="inferno", alpha=0.15 + 0.6 * seen[row].numpy(), vmin=0, vmax=1)
+            axis.set_title("what decides" if row == 0 else "", fontsize=8)
+        _bars(axes[row, -1], probabilities[row], int(batch["label"][row]), system.classes, _title(batch, row))
+    return figure
+
+
+def _show(axis: Any, picture: Tensor) -> None:
+    picture = picture.clamp(0, 1).permute(1, 2, 0)
+    axis.imshow(picture if picture.shape[2] > 1 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
+    axis.set_xticks([])
+    axis.set_yticks([])
+
+
+def _bars(axis: Any, probabilities: Tensor, label: int, classes: tuple[str, ...], title: str) -> None:
+    """The true class has a dark frame; the likeliest one is green if right, red if not."""
+    best = int(probabilities.argmax())
+    colours = [
+        "tab:green" if c == best == label else "tab:red" if c == best else "lightgrey" for c in range(len(classes))
+    ]
+    frames = ["black" if c == label else "none" for c in range(len(classes))]
+    axis.barh(range(len(classes)), probabilities, color=colours, edgecolor=frames, linewidth=1.5)
+    axis.set_xlim(0, 1)
+    axis.invert_yaxis()
+    axis.set_yticks(range(len(classes)), [name.replace("_", " ") for name in classes], fontsize=6.5)
+    axis.set_xticks([])
+    axis.yaxis.tick_right()
+    axis.set_title(title, fontsize=6, loc="right")
+
+
+def _title(batch: Batch, row: int) -> str:
+    title = batch["title"][row] if "title" in batch else ""
+    return title if len(title) < 64 else title[:60] + " ..."

@@ -1,0 +1,47 @@
+"""Progress of a training run where no terminal shows a bar."""
+
+import time
+from typing import Any
+
+import lightning as L
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import Callback
+
+EVERY = 10.0  # seconds between lines
+
+
+class Lines(Callback):
+    """Progress as a line now and then, for logs and pipes."""
+
+    def __init__(self) -> None:
+        self.since = self.begun = time.monotonic()
+        self.first = 0
+
+    @rank_zero_only
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.since = self.begun = time.monotonic()
+        self.first = trainer.global_step
+
+    @rank_zero_only
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        now, step, total = time.monotonic(), trainer.global_step, trainer.estimated_stepping_batches
+        if step != total and now - self.since < EVERY:
+            return
+        self.since = now
+        rate = (step - self.first) / max(now - self.begun, 1e-9)
+        left = f", {duration((total - step) / rate)} left" if rate and total != float("inf") else ""
+        print(f"step {step}/{total}  {shown(trainer, 'train/')}  {rate:.2f} steps/s{left}", flush=True)
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if not trainer.sanity_checking:
+            print(f"step {trainer.global_step}  {shown(trainer, 'val/')}", flush=True)
+
+
+def shown(trainer: L.Trainer, prefix: str) -> str:
+    metrics = trainer.callback_metrics.items()
+    return "  ".join(f"{name} {float(value):.4f}" for name, value in metrics if name.startswith(prefix))
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"

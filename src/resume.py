@@ -1,0 +1,143 @@
+"""What makes a killed run end in the very weights of an unbroken one: a clean moment to save, an atomic write, and
+random numbers that depend on the step alone. (The order of the data is `src.data.module.TrainBatches`'s part.)"""
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from omegaconf import OmegaConf
+
+FREE = ("data.num_workers", "data.source.cache")  # may change on resuming: the result does not depend on them
+
+
+def open_run(out: Path, config: dict[str, Any]) -> Path | None:
+    """The checkpoint to go on from, None to begin; writes `out/config.yaml`."""
+    file, last = out / "config.yaml", out / "last.ckpt"
+    if rank_zero_only.rank == 0:
+        if not config["resume"] and out.is_dir() and any(out.iterdir()):
+            raise ValueError(f"{out} is not empty; resume=true goes on with the run in it, out=FOLDER begins another.")
+        if file.is_file():
+            old, new = same_run(OmegaConf.to_container(OmegaConf.load(file))), same_run(config)
+            changed = [f"{k} ({old.get(k)} -> {new.get(k)})" for k in sorted(old | new) if old.get(k) != new.get(k)]
+            if changed:
+                raise ValueError(f"{out} holds a run with another {', '.join(changed)}; resume it as it was.")
+        elif last.exists():
+            raise ValueError(f"{out} has a last.ckpt but no config.yaml: it cannot be told what run it is.")
+        out.mkdir(parents=True, exist_ok=True)
+        part = file.with_name("config.yaml.part")
+        part.write_text(OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
+        part.replace(file)
+    return last if config["resume"] and last.is_file() else None
+
+
+def same_run(config: Any) -> dict[str, Any]:
+    """What must not change on resuming, as dotted keys and values."""
+    flat: dict[str, Any] = {}
+
+    def walk(name: str, node: Any) -> None:
+        if isinstance(node, Mapping):
+            for key, value in node.items():
+                walk(f"{name}.{key}", value)
+        elif name not in FREE:
+            flat[name] = node
+
+    for part in ("model", "data", "seed"):
+        walk(part, config.get(part))
+    return flat
+
+
+def batches_trained(trainer: L.Trainer) -> int:
+    """The number of training batches done, over all epochs and resumptions, in this process."""
+    total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+    return total.processed
+
+
+class LastCheckpoint(Callback):
+    """Keeps `path` the state of a recent step: every `every` optimizer steps, and at the end of training.
+
+    It saves when the next batch is about to start: then everything that belongs to the step before (schedulers,
+    validation, the best checkpoint) is done, so nothing is skipped or done twice on resuming.
+    """
+
+    def __init__(self, path: Path, every: int):
+        if every < 1:
+            raise ValueError(f"checkpoint_every={every} must be at least 1.")
+        self.path, self.every = path, every
+        self.saved = 0  # the optimizer step of the file
+        self.seconds = 0.0  # spent training up to the file
+        self._since = time.monotonic()
+        self._logged: int | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._since = time.monotonic()
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        loop = trainer.fit_loop.epoch_loop
+        if self._logged is not None:  # the first batch after resuming: Lightning has counted it twice
+            loop.batch_progress.total.ready = loop.batch_progress.total.completed + 1
+            loop._batches_that_stepped, self._logged = self._logged, None
+        step = trainer.global_step
+        between_steps = batch_idx % trainer.accumulate_grad_batches == 0
+        if between_steps and step != self.saved and step % self.every == 0:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        self.saved = trainer.global_step
+        now = time.monotonic()
+        self.seconds, self._since = self.seconds + now - self._since, now
+        trainer.save_checkpoint(self.path)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint["steps_logged"] = trainer.fit_loop.epoch_loop._batches_that_stepped
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        self._logged = checkpoint.get("steps_logged")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"saved": self.saved, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.saved, self.seconds = state_dict["saved"], state_dict["seconds"]
+
+
+class StepSeed(Callback):
+    """Seeds torch, on all devices, from (seed, batch, rank) before every training batch.
+
+    The batch counts through all epochs, so accumulated batches differ too.
+    """
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        words = [self.seed, batches_trained(trainer), trainer.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1))
+
+
+class AtomicIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, written beside the old one and then renamed over it.
+
+    Lightning's own writer goes through the temporary folder, from where a move to another disk is a copy that a kill
+    leaves torn.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        with part.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)

@@ -1,0 +1,184 @@
+"""Scores a table or folder of pictures with a reward: `python -m src.score reward=rfnet table=ads.csv out=scores.csv`.
+
+`out` (.csv or .jsonl) gets one row per good picture in the order of the table: key, value (larger is better), and the
+reward's parts. Bad rows go to `<out>.errors.csv` and are listed at the end. `<out>.run.json` tells how far the run is:
+after a kill the same command goes on there, in the same batches, so that both files end as an unbroken run leaves them,
+byte for byte. What a table or folder looks like: `src/data/table.py`.
+Exit code 0: all rows are good; 1: some are bad; 2: nothing can be scored.
+"""
+
+import hashlib
+import math
+import os
+import sys
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from tqdm import tqdm
+
+from src.config import build, command
+from src.data.batch import Batch, Record, collate, to_float
+from src.data.ledger import Bad, Ledger
+from src.data.table import Ads, Folder, Row, RowError, Table
+from src.rewards.base import Reward
+
+READERS = min(8, os.cpu_count() or 1)  # threads that decode pictures; decoding lets go of the interpreter's lock
+
+
+class Chunk(NamedTuple):
+    """`size` rows: the good ones as batches of pictures of one size, each with its row numbers, and the bad ones."""
+
+    size: int
+    batches: list[tuple[list[int], Batch]]
+    bad: list[Bad]
+
+
+def read(ads: Ads, rows: list[Row], pin: bool) -> Chunk:
+    """The chunk of these rows, its files decoded, in pinned memory for a GPU."""
+    groups: dict[tuple[int, ...], list[tuple[int, Record]]] = defaultdict(list)
+    bad = []
+    for row in rows:
+        try:
+            record = ads.read(row)
+            groups[record["image"].shape].append((row.number, record))
+        except RowError as error:
+            bad.append(Bad(row.number, _printable(row.key), _printable(error.file), _printable(str(error))))
+    batches = []
+    for group in groups.values():
+        numbers, records = zip(*group, strict=True)
+        batch = collate(list(records))
+        if pin:
+            batch = {
+                field: value.pin_memory() if isinstance(value, Tensor) else value for field, value in batch.items()
+            }
+        batches.append((list(numbers), batch))
+    return Chunk(len(rows), batches, bad)
+
+
+@torch.inference_mode()
+def judged(reward: Reward, chunk: Chunk, device: torch.device) -> list[tuple[list[int], list[str], dict[str, Tensor]]]:
+    """Row numbers, keys and named scores of each batch; on a GPU they may still be under way."""
+    results = []
+    for numbers, batch in chunk.batches:
+        moved = {f: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for f, v in batch.items()}
+        moved = to_float(moved)
+        score = reward(moved["image"], moved)
+        results.append((numbers, batch["key"], {"value": score.value} | score.parts))
+    return results
+
+
+def score(reward: Reward, ads: Ads, ledger: Ledger, batch_size: int, device: torch.device) -> None:
+    """Fills the ledger with the scores of all rows that it does not have yet, `batch_size` rows at a time."""
+    done = ledger.progress.rows
+    chunks = _chunks(islice(ads, done, None), batch_size)
+    loaded = _ahead(lambda rows: read(ads, rows, device.type == "cuda"), chunks)
+    with tqdm(total=max(ads.total, done), initial=done, unit="ad", disable=None) as bar:
+        waiting: deque[tuple[Chunk, Any]] = deque()
+        for chunk in loaded:  # a GPU works on this chunk while the one before is written
+            waiting.append((chunk, judged(reward, chunk, device)))
+            if len(waiting) > (device.type != "cpu"):
+                bar.update(_write(ledger, *waiting.popleft()))
+        for pair in waiting:
+            bar.update(_write(ledger, *pair))
+    ledger.close()
+
+
+def main() -> int:
+    config = command("score")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    try:
+        device = _device(config.device)
+        reward, ads = _parts(config)
+        of = {
+            "table" if config.table else "folder": ads.fingerprint,
+            "reward": OmegaConf.to_container(config.reward, resolve=True),
+            "weights": _fingerprint(reward),
+            "batch_size": config.batch_size,
+        }
+        ledger = Ledger(Path(config.out), of, config.resume)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"score: {error}\n")
+        return 2
+    if not ledger.progress.complete:
+        score(reward.to(device), ads, ledger, config.batch_size, device)
+    return ledger.report()
+
+
+def _parts(config: DictConfig) -> tuple[Reward, Ads]:
+    if (config.table is None) == (config.folder is None):
+        raise ValueError("give either table=FILE or folder=DIR.")
+    if config.batch_size < 1:
+        raise ValueError(f"batch_size={config.batch_size} must be at least 1.")
+    reward: Reward = build(config.reward)
+    ads = Table(Path(config.table), reward.fields) if config.table else Folder(Path(config.folder), reward.fields)
+    return reward, ads
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={name}: {str(error).splitlines()[0]}") from None
+
+
+def _fingerprint(reward: Reward) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(reward.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _chunks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    rows = iter(rows)
+    while chunk := list(islice(rows, size)):
+        yield chunk
+
+
+def _ahead(function: Callable[[Any], Chunk], items: Iterable[Any]) -> Iterator[Chunk]:
+    """function(item) for each item, in order, computed by threads a few items ahead."""
+    with ThreadPoolExecutor(READERS) as pool:
+        futures = deque()
+        try:
+            for item in items:
+                futures.append(pool.submit(function, item))
+                if len(futures) > READERS:
+                    yield futures.popleft().result()
+            while futures:
+                yield futures.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _write(ledger: Ledger, chunk: Chunk, results: list[tuple[list[int], list[str], dict[str, Tensor]]]) -> int:
+    """Writes a chunk in the order of its rows and returns their number; a score that is not finite makes a bad row."""
+    scores, bad = {}, list(chunk.bad)
+    for numbers, keys, columns in results:
+        values = {name: column.tolist() for name, column in columns.items()}
+        for i, (number, key) in enumerate(zip(numbers, keys, strict=True)):
+            row = {name: float(f"{column[i]:.9g}") for name, column in values.items()}  # 9 digits tell float32 apart
+            if all(map(math.isfinite, row.values())):
+                scores[number] = {"key": key} | row
+            else:
+                bad.append(Bad(number, key, "", f"the score is {row['value']}"))
+    ledger.add(chunk.size, [scores[number] for number in sorted(scores)], sorted(bad))
+    return chunk.size
+
+
+def _printable(text: str) -> str:
+    return text.encode(errors="surrogateescape").decode(errors="replace")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

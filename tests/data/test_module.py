@@ -1,0 +1,220 @@
+import os
+import subprocess
+import sys
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src.data.module import AdData, EvaluationBatches, TrainBatches
+
+
+class Numbers:
+    """A source whose record i shows the number i."""
+
+    classes = ("a", "b")
+
+    def __init__(self, num: int = 26, fields=("key", "image", "label")):
+        self.num, self.fields = num, frozenset(fields)
+
+    def split(self, name: str) -> list[dict]:
+        num = self.num if name == "train" else 7
+        return [{"key": f"{i}", "image": np.full((3, 2, 2), i, np.uint8), "label": i % 2} for i in range(num)]
+
+
+class Watcher(L.LightningModule):
+    """Remembers what it is shown, and learns one number."""
+
+    fields = frozenset({"image", "label"})
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(1, 1)
+        self.norm = torch.nn.BatchNorm1d(1)  # under DDP its buffers are sent round at every forward, in evaluation too
+        self.seen, self.checked = [], []
+
+    def training_step(self, batch):
+        assert batch["image"].dtype == torch.float32
+        assert 0 <= batch["image"].min() <= batch["image"].max() <= 1
+        self.seen.append(batch["key"])
+        return self.norm(self.net(batch["image"][:, 0, 0, :1])).sum()
+
+    def validation_step(self, batch):
+        self.checked.append(batch["key"])
+
+    def test_step(self, batch):
+        self.checked.append(batch["key"])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+
+def flat(batches: list[list[str]]) -> list[str]:
+    return list(chain.from_iterable(batches))
+
+
+def trainer(**arguments) -> L.Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    once = {"enable_checkpointing": False, "accelerator": "cpu", "devices": 1, "num_sanity_val_steps": 0}
+    return L.Trainer(**quiet, **once, **arguments)
+
+
+def batches_of(num, size, replicas, *, epoch=0, seed=0):
+    whole = num // (size * replicas)
+    ranks = [TrainBatches(num, size, seed, replicas, r, position=lambda: epoch * whole) for r in range(replicas)]
+    return [list(rank) for rank in ranks]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 5), st.integers(0, 3))
+def test_training_shows_no_record_twice_and_loses_less_than_a_global_batch(num, size, replicas, epoch):
+    if num < size * replicas:
+        return
+    ranks = batches_of(num, size, replicas, epoch=epoch)
+    assert {len(batches) for batches in ranks} == {num // (size * replicas)}
+    shown = [i for batches in ranks for batch in batches for i in batch]
+    assert len(set(shown)) == len(shown) > num - size * replicas
+    assert set(shown) <= set(range(num))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 200), st.integers(1, 9), st.integers(1, 5))
+def test_evaluation_shows_every_record_once(num, size, replicas):
+    ranks = [EvaluationBatches(num, size, replicas, rank) for rank in range(replicas)]
+    assert Counter(i for rank in ranks for batch in rank for i in batch) == Counter(range(num))
+    assert all(0 < len(batch) <= size for rank in ranks for batch in rank)
+    assert all(len(rank) == len(list(rank)) for rank in ranks)
+    if size > 1 and num >= replicas:  # equally many, or a collective operation would wait for ever
+        assert len({len(rank) for rank in ranks}) == 1
+
+
+def test_ranks_together_train_on_the_batches_of_one_process():
+    two, one = batches_of(64, 4, 2), batches_of(64, 8, 1)
+    assert [a + b for a, b in zip(*two, strict=True)] == one[0]
+
+
+def test_order_depends_on_seed_and_epoch_alone():
+    first = batches_of(64, 4, 1)
+    assert first == batches_of(64, 4, 1)
+    assert first != batches_of(64, 4, 1, epoch=1)
+    assert first != batches_of(64, 4, 1, seed=1)
+
+
+@pytest.mark.parametrize("position", [0, 1, 5, 6, 13])
+def test_a_resumed_order_is_the_rest_of_an_unbroken_one(position):
+    whole = [batch for epoch in range(3) for batch in batches_of(26, 4, 1, epoch=epoch)[0]]
+    epoch_end = (position // 6 + 1) * 6
+    assert list(TrainBatches(26, 4, 0, position=lambda: position)) == whole[position:epoch_end]
+
+
+@pytest.mark.parametrize("limit", [4, 0.7])
+def test_a_limited_epoch_is_shorter_and_still_reshuffled(limit):
+    batches = TrainBatches(26, 4, 0, limit=limit, position=lambda: 4)
+    assert len(batches) == 4
+    assert list(batches) == batches_of(26, 4, 1, epoch=1)[0][:4]
+
+
+def test_a_run_is_the_same_for_any_number_of_workers():
+    runs = []
+    for num_workers in (0, 2):
+        system = Watcher()
+        trainer(max_epochs=2).fit(system, AdData(Numbers(), batch_size=4, num_workers=num_workers, seed=3))
+        runs.append((system.seen, system.checked))
+    assert runs[0] == runs[1]
+    seen, checked = runs[0]
+    assert len(seen) == 12
+    assert all(len(set(flat(seen[e : e + 6]))) == 24 for e in (0, 6))
+    assert seen[:6] != seen[6:]
+    assert flat(checked) == [f"{i}" for i in range(7)] * 2
+
+
+def test_ready_batches_are_whole_and_repeatable():
+    ready = AdData(Numbers(), batch_size=3, num_workers=0).batches("val")
+    for _ in range(2):
+        assert [key for batch in ready for key in batch["key"]] == [f"{i}" for i in range(7)]
+    assert all(batch["image"].dtype == torch.float32 for batch in ready)
+    assert len(ready) == 3
+
+
+def test_missing_fields_are_refused_by_name():
+    system = Watcher()
+    system.fields = frozenset({"image", "depth", "title"})
+    with pytest.raises(ValueError, match=r"Watcher needs depth, title, which Numbers lacks .*data\.perception\.depth="):
+        trainer(max_epochs=1).fit(system, AdData(Numbers(), num_workers=0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"num_workers": -1}, "num_workers=-1"),
+        ({"perception": {"colour": "x"}}, "'colour'; choose from depth, saliency"),
+    ],
+)
+def test_impossible_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        AdData(Numbers(), **arguments)
+
+
+def test_a_set_smaller_than_a_batch_and_an_unknown_split_are_refused():
+    with pytest.raises(ValueError, match="has 26 records, fewer than one batch of 27"):
+        AdData(Numbers(), batch_size=27).train_dataloader()
+    with pytest.raises(ValueError, match="'dev'; choose from train, val, test"):
+        AdData(Numbers()).split("dev")
+
+
+def test_perception_fills_the_missing_field_and_only_that(tmp_path):
+    from src import checkpoint
+    from src.models.perception import Saliency
+
+    about = dict.fromkeys(checkpoint.ABOUT, "x")
+    config = {"_target_": "src.models.perception.Saliency", "size": "tiny", "image_size": 32}
+    checkpoint.save(tmp_path / "saliency", Saliency(size="tiny", image_size=32), config, {}, about)
+    places = {"saliency": str(tmp_path / "saliency")}
+    data = AdData(Numbers(), batch_size=3, num_workers=0, perception=places)
+    assert "saliency" in data.fields
+    (batch, *_) = data.batches("val")
+    net = checkpoint.load(tmp_path / "saliency")
+    assert torch.equal(batch["saliency"], net(batch["image"]))
+    assert batch["saliency"].shape == (2, 1, 2, 2)
+    assert not batch["saliency"].requires_grad
+    given = AdData(Numbers(fields=("key", "image", "saliency")), perception={"saliency": "nowhere"})
+    assert not given.perception  # the source's own maps are kept
+
+
+def test_two_processes_see_every_record_once(tmp_path):
+    """A real DDP run over gloo, this file being the program."""
+    program = [sys.executable, __file__, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    shown, checked, tested = ([], [], [])
+    for rank in (0, 1):
+        for kind, keys in torch.load(tmp_path / f"{rank}.pt", weights_only=True).items():
+            {"shown": shown, "checked": checked, "tested": tested}[kind].extend(keys)
+    assert len(shown) == len(set(shown)) == 24
+    assert sorted(checked) == sorted(tested) == [f"{i}" for i in range(7)]
+
+
+def main(folder: str) -> None:
+    torch.set_num_threads(1)
+    system, data = Watcher(), AdData(Numbers(), batch_size=2, num_workers=0)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    two = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "enable_checkpointing": False}
+    run = L.Trainer(**quiet, **two, max_epochs=1, num_sanity_val_steps=0)
+    run.fit(system, data)
+    shown, checked = flat(system.seen), flat(system.checked)
+    system.checked.clear()
+    run.test(system, data, verbose=False)
+    state = {"shown": shown, "checked": checked, "tested": flat(system.checked)}
+    torch.save(state, f"{folder}/{run.global_rank}.pt")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,425 @@
+import json
+import pickle
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from src.config import build
+from src.data.archive import NONE, SEVERAL, Archive, Names
+from src.data.batch import CLASSES, collate
+from src.data.pictures import decoded, opened
+from src.data.rf1m import RF1M, Rows, write_example
+from src.data.splits import split_by_hash
+
+EVERYTHING = {"products": "products", "titles": "titles.csv", "depth": "depth", "saliency": "saliency"}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_example(tmp_path / "rf1m", count=12, size=24)
+
+
+def source(root: Path, **words) -> RF1M:
+    return RF1M(str(root), **{"size": 16, "val": 0, "test": 0, **words})
+
+
+def keys(rows: Rows) -> list[str]:
+    return [rows[index]["key"] for index in range(len(rows))]
+
+
+def edit(path: Path, line: int, text: str) -> None:
+    lines = path.read_text().splitlines()
+    lines[line - 1] = text
+    path.write_text("\n".join(lines) + "\n")
+
+
+def quarantined(path: Path) -> list[tuple[str, int, str, str]]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(Path(row["file"]).name, row["line"], row["key"], row["reason"]) for row in rows]
+
+
+def pack(root: Path, kind: str) -> None:
+    """Moves every part_* folder into a package of its own."""
+    for part in sorted(root.glob("part_*")):
+        files = sorted(part.iterdir())
+        if kind == "tar":
+            with tarfile.open(f"{part}.tar", "w") as tar:
+                for file in files:
+                    tar.add(file, f"{part.name}/{file.name}")
+        else:
+            with zipfile.ZipFile(f"{part}.zip", "w") as archive:
+                for number, file in enumerate(files):
+                    archive.write(file, file.name, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)[number % 2])
+        for file in files:
+            file.unlink()
+        part.rmdir()
+
+
+def test_records_carry_the_configured_modalities(root):
+    plain, full = source(root), source(root, **EVERYTHING)
+    assert plain.fields == {"key", "label", "image"}
+    assert full.fields == {"key", "label", "image", "product", "depth", "saliency", "title", "prompt"}
+    batch = collate([full.split("train")[index] for index in range(10)])
+    assert set(batch) == full.fields
+    assert batch["product"].shape == (10, 4, 16, 16)
+    assert batch["depth"].shape == (10, 1, 16, 16)
+    assert batch["key"][:2] == ["part_00/sku000000.jpg", "part_02/sku000002.jpg"]  # line 2 is unsuitable
+    assert batch["title"][1].startswith("Box No. 2 ")
+    # the cut-out and the map are of the same product: they cover the same pixels
+    assert ((batch["product"][:, 3:] > 127) == (batch["saliency"] > 127)).float().mean() > 0.97
+
+
+def test_labels_are_dropped_or_classed_as_named(root):
+    dropped, classed = source(root), source(root, unsuitable="class")
+    assert dropped.classes == CLASSES
+    assert dropped.counts["unsuitable"] == 2
+    assert [row["label"] for row in dropped.split("train")] == [0, 1, 2, 3, 4] * 2
+    assert classed.classes == (*CLASSES, "unsuitable")
+    assert [row["label"] for row in classed.split("train")] == [0, 5, 1, 2, 3, 4] * 2
+
+
+def test_a_label_map_renumbers_and_names_are_read_however_written(root):
+    text = (root / "label.txt").read_text().splitlines()
+    names = ["available", "Unsuitable", "Space Mismatch", "size-mismatch", "INDISTINCTIVENESS", "Shape_Hallucination"]
+    (root / "names.txt").write_text("\n".join(f"{line[:-1]}{names[int(line[-1]) - 1]}" for line in text))
+    (root / "zero.txt").write_text("\n".join(f"{line[:-1]}{int(line[-1]) - 1}" for line in text))
+    zero = {0: "available", "1": "unsuitable", **dict(enumerate(CLASSES[1:], 2))}
+    expected = source(root).label
+    assert (source(root, labels="names.txt").label == expected).all()
+    assert (source(root, labels="zero.txt", label_map=zero).label == expected).all()
+    with pytest.raises(ValueError, match=r"class 'good'; the classes are available"):
+        source(root, label_map={1: "good"})
+
+
+@pytest.mark.parametrize("separator", ["\t", ",", "   ", " | "])
+def test_separators(root, separator):
+    text = (root / "label.txt").read_text().replace("\t", separator)
+    (root / "label.txt").write_text(f"\ufeffpicture{separator}label\n\n{text}", encoding="utf-8")
+    words = {"separator": "|"} if "|" in separator else {}
+    assert source(root, header=True, **words).lines.tolist() == list(range(3, 15))
+    with pytest.raises(ValueError, match=r"label.txt, line 1, 'picture': unknown label 'label'.*1, 2.*available"):
+        source(root, **words)
+
+
+def test_names_may_hold_blanks_between_tabs(root):
+    (root / "part_00" / "sku000000.jpg").rename(root / "part_00" / "white box, 1.jpg")
+    edit(root / "label.txt", 1, "part_00\\white box, 1.jpg\t1")
+    assert source(root).split("train")[0]["key"] == "part_00/white box, 1.jpg"
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_packages_give_the_records_of_the_folder(root, kind):
+    expected = [*source(root, **EVERYTHING).split("train")]
+    pack(root, kind)
+    for _ in range(2):  # the second time from the kept index
+        packed = source(root, **EVERYTHING).split("train")
+        np.testing.assert_equal([*packed], expected)
+    assert len(list(root.glob("*.index.npz"))) == 4
+    assert f"part_01.{kind}:" in packed.source.pictures["image"][0].where(3)  # 3 pictures a package
+
+
+def test_a_changed_package_is_indexed_anew(root):
+    pack(root, "zip")
+    source(root)
+    Image.new("RGB", (24, 24)).save(root / "new.png")
+    with zipfile.ZipFile(root / "part_00.zip", "a") as archive:
+        archive.write(root / "new.png", "late.png")
+    (root / "new.png").unlink()
+    with open(root / "label.txt", "a") as file:
+        file.write("part_00/late.png\t1\n")
+    assert keys(source(root).split("train"))[-1] == "part_00/late.png"
+
+
+@pytest.mark.parametrize("damage", ["cut", "junk", "compressed"])
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_damaged_packages(root, kind, damage):
+    pack(root, kind)
+    package = root / f"part_01.{kind}"
+    data = package.read_bytes()
+    package.write_bytes(data[:700] if damage == "cut" else b"junk" * 300)
+    if damage == "compressed":
+        package.rename(root / "part_01.tar.gz")
+        with pytest.raises(ValueError, match=r"part_01.tar.gz: only .tar and .zip"):
+            source(root)
+        return
+    with pytest.raises(ValueError, match=f"part_01.{kind}: the package is damaged"):
+        source(root)
+    skipping = source(root, on_error="skip")
+    assert len(skipping.split("train")) == 8  # part_01 held lines 2 (unsuitable), 6 and 10
+    assert ("part_01." + kind, 0) in [row[:2] for row in quarantined(root / "quarantine.jsonl")]
+
+
+def break_in_every_way(root: Path) -> list[tuple[int, str]]:
+    """Breaks lines of an example of 12 rows; the lines and what must be said of each."""
+    (root / "part_02" / "sku000002.jpg").unlink()
+    edit(root / "label.txt", 4, "part_03/sku000003.jpg\t9")
+    edit(root / "label.txt", 5, "part_00/sku000000.jpg\t1")
+    (root / "part_01" / "sku000005.jpg").write_bytes(b"no picture")
+    edit(root / "label.txt", 7, "part_02/sku000006.jpg")
+    Image.new("RGB", (24, 24)).save(root / "products" / "sku000008.png")
+    Image.new("L", (24, 12)).save(root / "depth" / "sku000009.png")
+    (root / "saliency" / "sku000010.png").unlink()
+    edit(root / "titles.csv", 13, "sku000011,,")
+    return [
+        (3, "no image of this name"),
+        (4, "unknown label '9'"),
+        (5, "duplicate key, first in line 1"),
+        (6, "sku000005.jpg: cannot identify image file"),
+        (7, "1 columns, not 2"),
+        (9, "products/sku000008.png: a product needs an alpha channel, this one is RGB"),
+        (10, "depth/sku000009.png: depth is 24x12, but its picture is 24x24"),
+        (11, "no saliency of this name"),
+        (12, "no title of this name"),
+    ]
+
+
+def test_skip_lists_every_bad_row_and_goes_on(root, tmp_path):
+    expected = break_in_every_way(root)
+    skipping = source(root, **EVERYTHING, on_error="skip", quarantine=str(tmp_path / "bad.jsonl"))
+    listed = sorted(quarantined(tmp_path / "bad.jsonl"), key=lambda row: row[1])
+    assert [row[1] for row in listed] == [line for line, _ in expected]
+    for (file, _, _, reason), (_, text) in zip(listed, expected, strict=True):
+        assert file == "label.txt"
+        assert text in reason
+    assert skipping.counts["quarantined"] == 9
+    assert keys(skipping.split("train")) == ["part_00/sku000000.jpg"]  # lines 2 and 8 are unsuitable
+
+
+@pytest.mark.parametrize("number", range(9))
+def test_raise_names_file_line_and_value(root, number):
+    pristine = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    line, text = break_in_every_way(root)[number]
+    bad = (root / "label.txt").read_text().splitlines()[line - 1]
+    stem = f"sku{line - 1:06d}"
+    for path, data in pristine.items():  # mend all but this one
+        if path.stem != stem and path.name not in ("label.txt", "titles.csv"):
+            path.write_bytes(data)
+    (root / "label.txt").write_bytes(pristine[root / "label.txt"])
+    edit(root / "label.txt", line, bad)
+    if line != 12:
+        (root / "titles.csv").write_bytes(pristine[root / "titles.csv"])
+    with pytest.raises(ValueError, match=rf"line {line}, ") as error:
+        [*source(root, **EVERYTHING).split("train")]
+    assert f"label.txt, line {line}, '{bad.split(chr(9))[0]}': " in str(error.value)
+    assert text in str(error.value)
+    with pytest.raises(ValueError, match=f"line {line}, "):
+        source(root, **EVERYTHING, verify="headers")
+
+
+def test_a_picture_cut_short_is_found_by_pixels_or_replaced_while_reading(root):
+    path = root / "part_02" / "sku000002.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=r"label.txt, line 3, .*sku000002.jpg: .*truncated"):
+        source(root).split("train")[1]
+    with pytest.raises(ValueError, match=r"label.txt, line 3, .*sku000002.jpg: .*truncated"):
+        source(root, verify="pixels")
+    rows = source(root, on_error="skip").split("train")
+    assert quarantined(root / "quarantine.jsonl") == []
+    assert keys(rows)[:3] == ["part_00/sku000000.jpg", "part_03/sku000003.jpg", "part_03/sku000003.jpg"]
+    assert keys(rows)[-1] == rows[-1]["key"] == "part_03/sku000011.jpg"
+    assert [row[1] for row in quarantined(root / "quarantine.jsonl")] == [3]  # once, however often it is met
+    with pytest.raises(IndexError):
+        _ = rows[len(rows)]
+    assert len(source(root, on_error="skip", verify="pixels").split("train")) == 9
+
+
+def test_verification_opens_only_what_changed(root, monkeypatch):
+    source(root, verify="pixels")
+    assert (root / "label.txt.verified.npz").exists()
+    (root / "part_00" / "sku000004.jpg").write_bytes(b"")
+    read, seen = Archive.read, []
+    monkeypatch.setattr(Archive, "read", lambda self, row, *n: seen.append(self.names[row]) or read(self, row, *n))
+    with pytest.raises(ValueError, match=r"line 5, "):
+        source(root, verify="pixels")
+    assert set(seen) == {"part_00/sku000004.jpg"}
+
+
+def test_rows_without_a_required_product_are_counted_out(root):
+    for number in (2, 3, 5):
+        (root / "products" / f"sku{number:06d}.png").unlink()
+    with pytest.raises(ValueError, match=r"line 3, .*no product of this name"):
+        source(root, products="products")
+    required = source(root, products="products", require=["product"])
+    assert required.counts["without product"] == 3
+    assert len(required.split("train")) == 7
+    with pytest.raises(ValueError, match=r"require=depth: choose one of product"):
+        source(root, products="products", require=["depth"])
+
+
+def test_stems_shared_between_folders_are_told_apart_by_folder(root):
+    for number, part in enumerate(sorted(root.glob("part_*"))):
+        Image.new("RGB", (24, 24), (number * 50, 0, 0)).save(part / "same.png")
+    (root / "label.txt").write_text("".join(f"part_{number:02d}/same.png\t1\n" for number in range(4)))
+    rows = source(root).split("train")
+    assert [int(row["image"][0].max()) for row in rows] == [0, 50, 100, 150]
+    pack(root, "zip")
+    assert [int(row["image"][0].max()) for row in source(root).split("train")] == [0, 50, 100, 150]
+    (root / "label.txt").write_text("same.png\t1\n")
+    with pytest.raises(ValueError, match=r"line 1, 'same.png': more than one image of this name"):
+        source(root)
+
+
+def test_find_prefers_path_then_folder_then_suffix():
+    names = Names([b"a/x/1.jpg", b"b/x/1.jpg", b"a/2.jpg", b"a/2.png", b"c/3.jpg", b"4.tar.png"])
+    wanted = [b"b/x/1.jpg", b"x/1.jpg", b"2.png", b"2", b"old/3.png", b"4.tar", b"5.jpg"]
+    assert names.find(Names(wanted)).tolist() == [1, SEVERAL, 3, SEVERAL, 4, 5, NONE]
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=8), max_size=30, unique=True))
+def test_names_find_themselves(texts):
+    raw = [f"{text.replace('/', '')}#.png".encode() for text in texts]
+    names = Names(raw)
+    assert [names.raw(row) for row in range(len(names))] == raw
+    found = names.find(names)
+    assert found.tolist() == list(range(len(set(raw)))) or len(set(raw)) < len(raw)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.sets(st.integers(0, 10**6), min_size=1, max_size=60),
+    st.sets(st.integers(0, 10**6), max_size=20),
+    st.floats(0, 0.45),
+    st.floats(0, 0.45),
+)
+def test_splits_are_complete_disjoint_and_stable_under_added_rows(old, new, val, test):
+    def place(numbers: set[int]) -> dict[int, str]:
+        order = sorted(numbers)
+        names = Names(str(number).encode() for number in order)
+        splits = split_by_hash(names, np.arange(len(order)), val, test)
+        rows = np.concatenate([*splits.values()])
+        assert sorted(rows) == list(range(len(order)))
+        return {order[row]: name for name, rows in splits.items() for row in rows}
+
+    before, after = place(old), place(old | new)
+    assert all(after[number] == name for number, name in before.items())
+
+
+def test_split_shares_and_pattern():
+    names = Names(f"sku{number // 8}_{number % 8}.jpg".encode() for number in range(8000))
+    splits = split_by_hash(names, np.arange(8000), val=0.1, test=0.2)
+    assert [len(splits[name]) / 8000 for name in ("val", "test")] == pytest.approx([0.1, 0.2], abs=0.02)
+    grouped = split_by_hash(names, np.arange(8000), 0.1, 0.2, r"(sku\d+)_")
+    products = {name: {int(row) // 8 for row in rows} for name, rows in grouped.items()}
+    assert not products["train"] & (products["val"] | products["test"])
+    assert not products["val"] & products["test"]
+    with pytest.raises(ValueError, match=r"does not fit the key 'sku0_0.jpg'"):
+        split_by_hash(names, np.arange(9), 0.1, 0.2, "(x)")
+    with pytest.raises(ValueError, match=r"leave rows to train on"):
+        split_by_hash(names, np.arange(9), 0.5, 0.5)
+
+
+def test_split_files(root):
+    (root / "val.txt").write_text("part_00/sku000000.jpg\nsku000001\n\n")  # the second is dropped as unsuitable
+    (root / "test.txt").write_text("sku000002.jpg\n")
+    files = source(root, split_files={"val": "val.txt", "test": "test.txt"})
+    assert keys(files.split("val")) == ["part_00/sku000000.jpg"]
+    assert keys(files.split("test")) == ["part_02/sku000002.jpg"]
+    assert len(files.split("train")) == 8
+    (root / "test.txt").write_text("sku000003.jpg\nsku000000.jpg\n")
+    with pytest.raises(ValueError, match=r"test.txt, line 2: 'sku000000.jpg' is also in val"):
+        source(root, split_files={"val": "val.txt", "test": "test.txt"})
+
+
+@pytest.mark.parametrize(("kind", "context", "workers"), [("tar", "spawn", 1), ("tar", "fork", 2), ("zip", "fork", 2)])
+def test_workers_read_what_the_main_process_reads(root, kind, context, workers):
+    pack(root, kind)
+    rows = source(root, **EVERYTHING).split("train")
+    first = rows[0]  # opens a handle before the workers start
+    loader = DataLoader(rows, batch_size=4, num_workers=workers, multiprocessing_context=context, collate_fn=list)
+    np.testing.assert_equal([row for batch in loader for row in batch], [*rows])
+    np.testing.assert_equal(rows[0], first)
+    assert not pickle.loads(pickle.dumps(rows)).source.pictures["image"][0]._handles
+
+
+@pytest.mark.parametrize("suffix", ["tsv", "jsonl"])
+def test_title_tables(root, suffix):
+    lines = [line.split(",") for line in (root / "titles.csv").read_text().splitlines()]
+    if suffix == "tsv":
+        text = "\n".join("\t".join(line) for line in lines)
+    else:
+        text = "\n".join(json.dumps(dict(zip(lines[0], line, strict=True))) for line in lines[1:])
+    (root / f"titles.{suffix}").write_text(text)
+    expected = [row["title"] for row in source(root, titles="titles.csv").split("train")]
+    assert [row["title"] for row in source(root, titles=f"titles.{suffix}").split("train")] == expected
+    (root / f"titles.{suffix}").write_text("name\ttitle\na\tb\n" if suffix == "tsv" else '{"name": "a", "title": "b"}')
+    with pytest.raises(ValueError, match=f"titles.{suffix}, line .: needs the columns key and title, has name, title"):
+        source(root, titles=f"titles.{suffix}")
+
+
+def file(image: Image.Image, path: Path) -> bytes:
+    image.save(path)
+    return path.read_bytes()
+
+
+def test_every_mode_becomes_the_batch_s(tmp_path):
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    deep = opened(file(Image.fromarray(ramp), tmp_path / "deep.png"), "depth")
+    assert deep.mode.startswith("I")
+    assert np.array_equal(decoded(deep, "depth", 8, "squash")[0], np.round(ramp / 257))
+    for mode in ("L", "P", "CMYK", "RGBA", "1"):
+        suffix = "tif" if mode == "CMYK" else "png"
+        image = opened(file(Image.new("RGB", (8, 8), "white").convert(mode), tmp_path / f"{mode}.{suffix}"), "image")
+        assert image.mode == mode
+        assert (decoded(image, "image", 4, "squash") == 255).all()
+    clear = opened(file(Image.new("RGBA", (8, 8), (255, 0, 0, 0)), tmp_path / "clear.png"), "image")
+    assert (decoded(clear, "image", 4, "squash") == 255).all()  # on white, not the red that is hidden
+    grey = opened(file(Image.new("LA", (8, 8), (90, 255)), tmp_path / "la.png"), "product")
+    assert decoded(grey, "product", 4, "squash")[:, 0, 0].tolist() == [90, 90, 90, 255]
+    with pytest.raises(ValueError, match=r"neither 8 nor 16 bits"):
+        decoded(opened(file(Image.new("F", (8, 8)), tmp_path / "float.tif"), "depth"), "depth", 4, "squash")
+
+
+def test_fit_squashes_or_pads(tmp_path):
+    wide = Image.new("RGB", (40, 20), "black")
+    assert decoded(wide, "image", 10, "squash").sum() == 0
+    padded = decoded(wide, "image", 10, "pad")
+    assert padded.shape == (3, 10, 10)
+    assert (padded[:, :2] == 255).all()
+    assert (padded[:, 3:7] == 0).all()
+    product = decoded(Image.new("RGBA", (20, 40), (9, 9, 9, 255)), "product", 10, "pad")
+    assert product[3, 5].tolist() == [0, 0, *[255] * 5, 0, 0, 0]
+    stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (64, 32)))
+    assert np.ptp(decoded(stripes, "depth", 8, "squash").astype(int)) <= 64  # aliasing would leave 0 or 255
+
+
+def test_hidden_colour_does_not_bleed_into_the_product():
+    pixels = np.zeros((32, 32, 4), np.uint8)
+    pixels[..., 0] = 255  # red where transparent
+    pixels[:, 10:22] = (0, 0, 255, 255)
+    red, _, blue, alpha = decoded(Image.fromarray(pixels), "product", 8, "squash")
+    assert ((alpha > 0) & (alpha < 255)).any()
+    assert red[alpha > 0].max() <= 2
+    assert blue[alpha > 0].min() >= 253
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ({"unsuitable": "keep"}, "unsuitable=keep: choose one of drop, class"),
+        ({"fit": "crop"}, "fit=crop: choose one of squash, pad"),
+        ({"on_error": "ignore"}, "on_error=ignore: choose one of raise, skip"),
+        ({"products": "cutouts"}, "cutouts: there is no such folder"),
+        ({"labels": "labels.txt"}, "labels.txt: there is no such label file"),
+        ({"titles": "titles.xls"}, "titles.xls: titles come from a table of type .csv, .tsv, .jsonl"),
+    ],
+)
+def test_words_are_checked(root, words, text):
+    with pytest.raises(ValueError, match=text):
+        source(root, **words)
+
+
+def test_the_yaml_builds_the_data_module(root):
+    node = OmegaConf.load(Path(__file__).parents[2] / "conf" / "data" / "rf1m.yaml")
+    node.update(root=str(root), depth="depth", saliency="saliency", size=16, batch_size=4)
+    data = build(node)
+    assert data.source.fields == {"key", "label", "image", "product", "depth", "saliency", "title", "prompt"}
+    assert data.batch_size == 4
+    assert not data.perception

@@ -1,0 +1,54 @@
+"""Tiny fresh nets for each reward: a function named after its YAML makes them in a folder and gives the arguments to set."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from src.checkpoint import ABOUT, save
+from src.config import build
+
+DEPTH = {
+    "_target_": "src.models.perception.Depth",
+    "config": {
+        "image_size": 32,
+        "patch_size": 8,
+        "hidden_size": 16,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "backbone_out_indices": [0, 1, 2, 3],
+        "reassemble_factors": [2, 1, 0.5, 0.25],
+        "neck_hidden_sizes": [8, 8, 8, 8],
+        "fusion_hidden_size": 8,
+    },
+    "image_size": 32,
+}
+SALIENCY = {"_target_": "src.models.perception.Saliency", "size": "tiny", "image_size": 32}
+RFNET = {
+    "_target_": "src.models.rfnet.RFNetSystem",
+    "image_encoder": "test_resnet",
+    "image_size": 32,
+    "map_size": 32,
+    "max_title_tokens": 16,
+    "width": 16,
+    "num_heads": 2,
+    "num_fusion": 1,
+    "feedforward": 16,
+}
+
+
+def checkpoint(folder: Path, model: dict[str, Any], seed: int = 0) -> str:
+    """A checkpoint folder of the system `model` describes, with fresh weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        save(folder, build(model), model, {}, dict.fromkeys(ABOUT, "a test"))
+    return str(folder)
+
+
+def rfnet(folder: Path, **changes: Any) -> dict[str, str]:
+    return {
+        "checkpoint": checkpoint(folder / "rfnet", {**RFNET, **changes}),
+        "depth": checkpoint(folder / "depth", DEPTH),
+        "saliency": checkpoint(folder / "saliency", SALIENCY),
+    }

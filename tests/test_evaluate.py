@@ -1,0 +1,88 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from src.evaluate import main
+from tests.rewards import tiny
+
+SMALL = [
+    "data.source.num={train: 6, val: 7, test: 10}",
+    "data.source.size=32",
+    "data.source.cache=null",
+    "data.num_workers=0",
+    "data.batch_size=4",
+    "trainer.accelerator=cpu",
+    "trainer.enable_progress_bar=false",
+    "trainer.enable_model_summary=false",
+    "threads=1",
+]
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """The exit code of `python -m src.evaluate` with these words, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["evaluate", *SMALL, *words])
+    try:
+        return main()
+    except SystemExit as exit:
+        return int(exit.code or 0)
+
+
+@pytest.fixture(scope="module")
+def nets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return tiny.rfnet(tmp_path_factory.mktemp("nets"))
+
+
+@pytest.mark.parametrize(("split", "records"), [("test", 10), ("val", 7), ("train", 6)])
+def test_metrics_of_any_split_are_printed_and_written_alike(
+    tmp_path: Path,
+    nets: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    split: str,
+    records: int,
+) -> None:
+    words = [f"checkpoint={nets['checkpoint']}", f"split={split}"]
+    assert command(monkeypatch, *words, f"out={tmp_path / 'a'}") == 0
+    said = capsys.readouterr().out
+    metrics = json.loads((tmp_path / "a/metrics.json").read_text())
+    assert f"on the {split} split, {records} records" in said
+    assert {f"{split}/loss", f"{split}/macro_f1", f"{split}/availability_f1"} <= set(metrics)
+    assert all(name.startswith(f"{split}/") for name in metrics)
+    shown = dict(line.split() for line in said.splitlines()[1:])
+    assert shown == {name: f"{float('nan') if value is None else value:.4f}" for name, value in metrics.items()}
+    assert command(monkeypatch, *words, f"out={tmp_path / 'b'}", "data.batch_size=3") == 0
+    again = json.loads((tmp_path / "b/metrics.json").read_text())
+    assert again == pytest.approx(metrics, abs=1e-5), "the mean is over records, not batches"
+
+
+def test_a_perception_net_is_measured_too_and_without_out_nothing_is_written(
+    tmp_path: Path, nets: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command(monkeypatch, f"checkpoint={nets['depth']}") == 0
+    assert "test/spearman" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["checkpoint=none"], "There is no checkpoint folder none"),
+        (["checkpoint={net}", "split=exam"], "exam"),
+        (["checkpoint={net}", "data.source.holds=[image,product,label]"], "depth, saliency, title"),
+        ([], "checkpoint=..."),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line_and_exit_code_2(
+    nets: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    assert command(monkeypatch, *(word.format(net=nets["checkpoint"]) for word in words)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

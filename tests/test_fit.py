@@ -1,0 +1,295 @@
+"""Runs killed by SIGKILL and resumed end in the bytes of an unbroken run. This file is also the program killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from src.data.module import AdData
+from src.fit import fit
+from src.resume import AtomicIO
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+# Where each case is killed, in turn: (event, how many of them have happened, counted from each start)
+KILLS: dict[str, list[tuple[str, int]]] = {
+    "before the first checkpoint": [("train", 2)],
+    "in the middle of an epoch": [("train", 10)],
+    "in an accumulated step": [("train", 9)],
+    "at the start of an epoch": [("train", 6)],
+    "at the end of an epoch": [("epoch end", 2)],
+    "in validation amid an epoch": [("val", 2)],
+    "in validation after an epoch": [("val", 4)],
+    "again and again": [("train", 5), ("train", 5), ("val", 2), ("train", 4)],
+    "in the last step": [("train", 17)],
+    "while calibrating": [("calibrate", 0)],
+    "while testing": [("test", 1)],
+}
+VARIANTS = {
+    "plain": {},
+    "workers": {"num_workers": 2},
+    "accumulate": {"accumulate_grad_batches": 2},
+    "steps": {"max_epochs": -1, "max_steps": 16, "val_check_interval": 4, "check_val_every_n_epoch": None},
+}
+CASES = [("plain", kill) for kill in KILLS if kill != "in an accumulated step"] + [
+    ("workers", "again and again"),
+    ("accumulate", "in an accumulated step"),
+    ("steps", "again and again"),
+]
+
+
+class Digits:
+    """26 pictures whose brightness tells their label."""
+
+    classes = ("dark", "bright")
+    fields = frozenset({"key", "image", "label"})
+
+    def split(self, name: str) -> list[dict]:
+        def record(i: int) -> dict:
+            picture = np.random.default_rng([i, len(name)]).integers(0, 128, (3, 4, 4), np.uint8)
+            return {"key": f"{i}", "image": picture + np.uint8(127 * (i % 2)), "label": i % 2}
+
+        return [record(i) for i in range(26 if name == "train" else 10)]
+
+
+class Tiny(L.LightningModule):
+    """Has all that makes resuming hard: dropout, batch statistics, momentum, a schedule, a metric to be best at."""
+
+    fields = frozenset({"image", "label"})
+    monitor = ("val/loss", "min")
+
+    def __init__(self, kill: tuple[str, int] | None = None, pause: float = 0.0):
+        super().__init__()
+        self.kill, self.pause, self.happened = kill, pause, dict.fromkeys(("train", "val", "test"), 0)
+        self.net = nn.Sequential(
+            nn.Flatten(), nn.Linear(48, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 2)
+        )
+        self.net.register_buffer("temperature", torch.ones(()))
+
+    def happen(self, event: str) -> None:
+        time.sleep(self.pause)
+        if self.kill == (event, self.happened.setdefault(event, 0)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.happened[event] += 1
+
+    def _step(self, batch: Any, split: str) -> torch.Tensor:
+        self.happen(split)
+        loss = nn.functional.cross_entropy(self.net(batch["image"]), batch["label"])
+        self.log(f"{split}/loss", loss, batch_size=len(batch["label"]))
+        return loss
+
+    def training_step(self, batch):
+        return self._step(batch, "train")
+
+    def validation_step(self, batch):
+        self._step(batch, "val")
+
+    def test_step(self, batch):
+        self._step(batch, "test")
+
+    def on_train_epoch_end(self):
+        self.happen("epoch end")
+
+    @torch.no_grad()
+    def calibrate(self, batches):
+        self.happen("calibrate")
+        self.net.temperature.copy_(torch.stack([self.net(batch["image"]).std() for batch in batches]).mean())
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameters(), 1e-2)
+        steps = int(self.trainer.estimated_stepping_batches)  # has Lightning make the loader before it restores
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def assets(self, folder: Path) -> dict[str, Any]:
+        return {}
+
+
+def configuration(out: Path, resume: bool, **change: Any) -> dict[str, Any]:
+    trainer = {"accelerator": "cpu", "devices": 1, "max_epochs": 3, "val_check_interval": 3, "log_every_n_steps": 1}
+    trainer |= {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    data = {"num_workers": change.pop("num_workers", 0)}
+    keys = ("checkpoint_every", "weights", "init", "data", "seed")
+    own = {key: change.pop(key) for key in keys if key in change}
+    config = {"out": str(out), "seed": 3, "resume": resume, "init": None, "checkpoint_every": 4, "data": data}
+    return config | own | {"model": {"_target_": "src.x.Tiny"}, "trainer": trainer | change}
+
+
+def train(out: Path, resume: bool = False, kill: Any = None, pause: float = 0.0, **change: Any) -> dict[str, float]:
+    config = configuration(out, resume, **change)
+    L.seed_everything(3, verbose=False)
+    system = Tiny(kill and tuple(kill), pause)
+    return fit(system, AdData(Digits(), batch_size=4, num_workers=config["data"]["num_workers"], seed=5), config)
+
+
+def outcome(out: Path) -> dict[str, Any]:
+    """All of a finished run that must not depend on its having been killed."""
+    folder = out / "checkpoint"
+    best = torch.load(out / "best.ckpt", weights_only=True)
+    return {
+        "weights": (folder / "model.safetensors").read_bytes().hex(),
+        "metrics": json.loads((folder / "metrics.json").read_text()),
+        "best step": best["global_step"],
+        "best": {key: value.tolist() for key, value in best["state_dict"].items()},
+    }
+
+
+def fork(work: Any) -> int:
+    """Runs `work` in a process of its own; its exit code, or minus the signal that killed it."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def main(folder: Path) -> None:
+    """All cases, each run forked from this process, which has imported everything and done nothing."""
+    torch.set_num_threads(1)
+    for name, change in VARIANTS.items():
+        assert fork(lambda name=name, change=change: train(folder / f"{name}, unbroken", **change)) == 0
+    codes = {}
+    for variant, case in CASES:
+        out = folder / f"{variant}, {case}"
+        for i, kill in enumerate(KILLS[case]):
+            code = fork(lambda i=i, kill=kill: train(out, i > 0, kill, **VARIANTS[variant]))  # noqa: B023
+            codes[f"{out.name} {i}"] = code
+        codes[f"{out.name} end"] = fork(lambda: train(out, True, **VARIANTS[variant]))  # noqa: B023
+    (folder / "codes.json").write_text(json.dumps(codes))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    done = subprocess.run(
+        [sys.executable, __file__, str(folder)], capture_output=True, text=True, check=False, env=ENVIRONMENT
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize(("variant", "case"), CASES, ids=[f"{variant}, {kill}" for variant, kill in CASES])
+def test_killed_and_resumed_runs_end_as_unbroken_ones(runs, variant, case):
+    codes = json.loads((runs / "codes.json").read_text())
+    name = f"{variant}, {case}"
+    for i, kill in enumerate(KILLS[case]):
+        assert codes[f"{name} {i}"] == -signal.SIGKILL, kill
+    assert codes[f"{name} end"] == 0
+    assert outcome(runs / name) == outcome(runs / f"{variant}, unbroken")
+
+
+def test_a_run_killed_from_outside_at_random_ends_as_an_unbroken_one(tmp_path, runs):
+    draw, kills = random.Random(0), 0
+    program = [sys.executable, __file__, str(tmp_path / "run"), "slowly"]
+    last = tmp_path / "run/last.ckpt"
+    while True:
+        process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+        before = last.stat().st_mtime_ns if last.exists() else 0
+        while process.poll() is None and (not last.exists() or last.stat().st_mtime_ns == before):
+            time.sleep(0.01)  # until it has got somewhere
+        try:
+            process.wait(draw.uniform(0, 0.6))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            kills += process.wait() == -signal.SIGKILL
+            continue
+        break
+    assert process.returncode == 0, process.stderr and process.stderr.read()[-3000:]
+    assert kills > 0
+    assert outcome(tmp_path / "run") == outcome(runs / "plain, unbroken")
+
+
+def test_a_kill_while_writing_leaves_the_file_before(tmp_path):
+    file = tmp_path / "last.ckpt"
+    AtomicIO().save_checkpoint({"step": torch.ones(3)}, file)
+    code = fork(lambda: AtomicIO().save_checkpoint({"large": torch.ones(1000), "kill": Killer()}, file))
+    assert code == -signal.SIGKILL
+    assert torch.load(file, weights_only=True)["step"].tolist() == [1, 1, 1]
+
+
+class Killer:
+    """Kills the process that pickles it."""
+
+    def __reduce__(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty; resume=true"):
+        train(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_resuming_with_another_configuration_is_refused_by_key(tmp_path):
+    old = configuration(tmp_path, False, data={"num_workers": 2, "source": {"size": 64}})
+    OmegaConf.save(old, tmp_path / "config.yaml")
+    with pytest.raises(ValueError, match=r"another data\.source\.size \(64 -> 32\), seed \(3 -> 4\); resume") as error:
+        train(tmp_path, True, data={"num_workers": 0, "source": {"size": 32}}, seed=4)
+    assert "num_workers" not in str(error.value)  # may change: the result does not depend on it
+
+
+def test_best_weights_and_a_start_from_a_checkpoint(tmp_path, capsys):
+    train(tmp_path / "a", max_epochs=2, weights="best")
+    best = torch.load(tmp_path / "a/best.ckpt", weights_only=True)["state_dict"]
+    from safetensors.torch import load_file
+
+    shipped = load_file(tmp_path / "a/checkpoint/model.safetensors")
+    assert torch.equal(shipped["1.weight"], best["net.1.weight"])
+    assert "test/loss" in capsys.readouterr().out
+    card = (tmp_path / "a/checkpoint/README.md").read_text()
+    assert "Records: 26 train, 10 val, 10 test" in card
+    assert "for 12 steps" in card
+
+    train(tmp_path / "b", max_epochs=1, limit_train_batches=0, init=str(tmp_path / "a/checkpoint"))
+    again = load_file(tmp_path / "b/checkpoint/model.safetensors")
+    assert torch.equal(again["1.weight"], shipped["1.weight"])
+
+
+def test_impossible_wishes_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="weights=first: choose last or best"):
+        train(tmp_path / "a", weights="first")
+    with pytest.raises(ValueError, match="checkpoint_every=0"):
+        train(tmp_path / "a", checkpoint_every=0)
+
+
+def test_the_command_trains_and_data_errors_are_one_line(tmp_path):
+    words = ["model=saliency", "model.image_size=32", "data.source.num={train: 8, val: 4, test: 4}", "threads=1"]
+    words += ["data.source.cache=null", "data.num_workers=0", "trainer.max_steps=1", f"out={tmp_path / 'run'}"]
+    command = [sys.executable, "-m", "src.fit", *words]
+    done = subprocess.run([*command, "data.batch_size=4"], capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert "test/mae" in done.stdout
+    from src.checkpoint import load
+
+    assert type(load(tmp_path / "run/checkpoint")).__name__ == "Saliency"
+    done = subprocess.run([*command, "data.batch_size=4"], capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("fit: ")
+    assert "Traceback" not in done.stderr
+
+
+if __name__ == "__main__":
+    if sys.argv[2:] == ["slowly"]:
+        torch.set_num_threads(1)
+        train(Path(sys.argv[1]), resume=True, pause=0.03)
+    else:
+        main(Path(sys.argv[1]))

@@ -1,0 +1,245 @@
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from src.config import CONF
+from src.data.batch import CLASSES, Batch, collate, to_float
+from src.data.ledger import Ledger
+from src.data.table import Ads, Folder, Table
+from src.rewards.base import Reward, Score
+from src.rewards.rfnet import RFNetReward
+from src.score import main, score
+from tests.rewards import tiny
+
+
+class Warmth(Reward):
+    """How much redder than blue a picture is; not a number if its title says so."""
+
+    fields = frozenset({"title"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([1.0, 0.0, -1.0]))
+        self.freeze()
+
+    def score(self, images: Tensor, batch: Batch) -> Score:
+        if "nan" in batch["title"]:
+            images = (
+                images
+                * torch.tensor([float("nan") if title == "nan" else 1.0 for title in batch["title"]])[
+                    :, None, None, None
+                ]
+            )
+        colour = images.mean(dim=(2, 3))  # (batch, 3)
+        return Score(colour @ self.weight, {"red": colour[:, 0]})
+
+
+def fill(folder: Path, rows: int, sizes: tuple[tuple[int, int], ...] = ((16, 12),)) -> Path:
+    """A table of `rows` good rows over eight pictures, products and titles."""
+    folder.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(0)
+    for i in range(8):
+        width, height = sizes[i % len(sizes)]
+        for name, channels in (("image", 3), ("product", 4)):
+            pixels = noise.integers(0, 256, (height, width, channels), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{name}{i}.png")
+    file = folder / "ads.csv"
+    with file.open("w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["key", "image", "product", "title"])
+        writer.writerows([f"ad{i}", f"image{i % 8}.png", f"product{i % 8}.png", f"chair {i}"] for i in range(rows))
+    return file
+
+
+def run(ads: Ads, out: Path, batch_size: int) -> list[dict[str, str]]:
+    ledger = Ledger(out, {"batch_size": batch_size}, resume=True)
+    score(Warmth(), ads, ledger, batch_size, torch.device("cpu"))
+    if out.suffix == ".jsonl":
+        return [json.loads(line) for line in out.read_text().splitlines()]
+    with out.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_scores_stand_in_the_order_of_the_table_whatever_batch_and_size(tmp_path: Path) -> None:
+    file = fill(tmp_path, 21, sizes=((16, 12), (9, 9), (5, 7)))
+    expected = []
+    for i in range(21):
+        pixels = np.asarray(Image.open(tmp_path / f"image{i % 8}.png"), np.float64) / 255
+        expected.append((f"ad{i}", pixels[..., 0].mean() - pixels[..., 2].mean(), pixels[..., 0].mean()))
+    for batch_size in (1, 4, 64):
+        rows = run(Table(file, Warmth.fields), tmp_path / f"{batch_size}.csv", batch_size)
+        assert [row["key"] for row in rows] == [key for key, _, _ in expected]
+        assert list(rows[0]) == ["key", "value", "red"]
+        got = np.array([[float(row["value"]), float(row["red"])] for row in rows])
+        np.testing.assert_allclose(got, np.array([values for _, *values in expected]), atol=1e-6)
+
+
+def test_jsonl_carries_float32_exactly(tmp_path: Path) -> None:
+    rows = run(Table(fill(tmp_path, 8), Warmth.fields), tmp_path / "scores.jsonl", 8)
+    ads = Table(tmp_path / "ads.csv", Warmth.fields)
+    images = torch.from_numpy(np.stack([ads.read(row)["image"] for row in ads])).float().div(255)
+    batch = {"title": [""] * 8}
+    value = Warmth()(images, batch).value
+    assert torch.equal(torch.tensor([row["value"] for row in rows]), value)
+
+
+def test_bad_rows_are_listed_and_the_rest_is_scored(tmp_path: Path) -> None:
+    file = fill(tmp_path, 10)
+    (tmp_path / "image1.png").write_bytes(b"")
+    with file.open("a") as handle:
+        handle.write("ad0,image2.png,product2.png,again\nx,image2.png,product2.png,nan\n")
+    rows = run(Table(file, Warmth.fields), tmp_path / "scores.csv", 3)
+    assert [row["key"] for row in rows] == [f"ad{i}" for i in range(10) if i not in (1, 9)]
+    with (tmp_path / "scores.csv.errors.csv").open(newline="") as errors:
+        bad = [(int(row["row"]), row["key"], Path(row["file"]).name, row["reason"]) for row in csv.DictReader(errors)]
+    assert [row[:3] for row in bad] == [
+        (2, "ad1", "image1.png"),
+        (10, "ad9", "image1.png"),
+        (11, "ad0", ""),
+        (12, "x", ""),
+    ]
+    assert [word in bad[i][3] for i, word in enumerate(("identify", "identify", "row 1", "nan"))] == [True] * 4
+
+
+def test_a_folder_is_scored_and_an_empty_one_too(tmp_path: Path) -> None:
+    (tmp_path / "image").mkdir()
+    (tmp_path / "title").mkdir()
+    assert run(Folder(tmp_path, Warmth.fields), tmp_path / "none.csv", 2) == []
+    for name in "ba":
+        Image.new("RGB", (4, 4), "red").save(tmp_path / f"image/{name}.png")
+        (tmp_path / f"title/{name}.txt").write_text(name)
+    rows = run(Folder(tmp_path, Warmth.fields), tmp_path / "scores.csv", 2)
+    assert rows == [{"key": "a", "value": "1.0", "red": "1.0"}, {"key": "b", "value": "1.0", "red": "1.0"}]
+
+
+def words(reward: dict[str, str], *more: str) -> list[str]:
+    return [
+        *(f"reward.{key}={value}" for key, value in reward.items()),
+        "reward=rfnet",
+        "device=cpu",
+        "threads=1",
+        *more,
+    ]
+
+
+def command(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> int:
+    """The exit code of `python -m src.score` with these words, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["score", *arguments])
+    try:
+        return main()
+    except SystemExit as exit:
+        return int(exit.code or 0)
+
+
+@pytest.fixture(scope="module")
+def nets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return tiny.rfnet(tmp_path_factory.mktemp("nets"))
+
+
+def test_killed_and_resumed_the_command_leaves_the_files_of_an_unbroken_run(
+    tmp_path: Path, nets: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = fill(tmp_path, 400, sizes=((16, 12), (9, 9)))
+    text = file.read_text().replace("image3.png,product3.png,chair 3\n", "none.png,product3.png,chair 3\n")
+    file.write_text(text.replace("ad350,", "ad1,"))
+    out = tmp_path / "killed" / "scores.csv"
+    arguments = words(nets, f"table={file}", "batch_size=4")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "src.score", *arguments, f"out={out}"], cwd=CONF.parent, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not out.exists() or out.read_bytes().count(b"\n") < 20:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    reached = out.read_bytes().count(b"\n")
+    assert reached < 390
+
+    assert command(monkeypatch, [*arguments, f"out={out}"]) == 1
+    assert command(monkeypatch, [*arguments, f"out={tmp_path / 'whole' / 'scores.csv'}"]) == 1
+    for name in ("scores.csv", "scores.csv.errors.csv", "scores.csv.run.json"):
+        assert (out.parent / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    with out.open(newline="") as scores:
+        keys = [row["key"] for row in csv.DictReader(scores)]
+    assert keys == [f"ad{i}" for i in range(400) if i not in (3, 350)]
+
+    capsys.readouterr()
+    before = out.stat().st_mtime_ns
+    assert command(monkeypatch, [*arguments, f"out={out}"]) == 1, "a third run has nothing to do but to say so"
+    said = capsys.readouterr().out
+    assert "398 scored" in said
+    assert "row 4 (ad3)" in said
+    assert "none.png: no such file" in said
+    assert "row 351 (ad1): the key is that of row 2" in said
+    assert out.stat().st_mtime_ns == before
+
+
+def test_the_command_scores_as_the_reward_does_and_tells_what_changed(
+    tmp_path: Path, nets: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = fill(tmp_path, 6), tmp_path / "scores.csv"
+    arguments = words(nets, f"table={file}", f"out={out}", "batch_size=3")
+    assert command(monkeypatch, arguments) == 0
+    reward = RFNetReward(**nets)
+    ads = Table(file, reward.fields)
+    batch = to_float(collate([ads.read(row) for row in ads]))
+    with out.open(newline="") as scores:
+        rows = list(csv.DictReader(scores))
+    assert list(rows[0]) == ["key", "value", *CLASSES]
+    value = torch.tensor([float(row["value"]) for row in rows])
+    torch.testing.assert_close(value, reward(batch["image"], batch).value, atol=1e-5, rtol=1e-5)
+
+    written = out.read_bytes()
+    with file.open("a") as handle:
+        handle.write("more,image1.png,product1.png,chair\n")
+    for word, changed in (("batch_size=3", "table"), ("batch_size=2", "table, batch_size")):
+        assert command(monkeypatch, [*arguments, word]) == 2
+        assert f"begun with another {changed}; choose" in capsys.readouterr().err
+    assert command(monkeypatch, [*arguments, "reward.maps=detached"]) == 2
+    assert "another table, reward;" in capsys.readouterr().err
+    assert out.read_bytes() == written
+    assert command(monkeypatch, [*arguments, "resume=false"]) == 0
+    assert out.read_bytes().startswith(written)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["table=none.csv"], "none.csv: no such file"),
+        ([], "either table=FILE or folder=DIR"),
+        (["table=a.csv", "folder=b"], "either table=FILE or folder=DIR"),
+        (["folder={tmp}"], "the subfolder image, product, title is missing"),
+        (["table={tmp}/ads.csv"], "the column title is missing; the table has image, product"),
+        (["table={tmp}/ads.csv", "batch_size=0"], "batch_size=0 must be at least 1"),
+        (["table={tmp}/ads.csv", "device=abacus"], "device=abacus"),
+        (["reward.checkpoint={tmp}", "table={tmp}/ads.csv"], "config.yaml is missing"),
+        (["tabel=ads.csv"], "nearest: table"),
+    ],
+)
+def test_what_cannot_be_scored_is_one_line_and_exit_code_2(
+    tmp_path: Path,
+    nets: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    message: str,
+) -> None:
+    (tmp_path / "ads.csv").write_text("image,product\na.png,b.png\n")
+    arguments = words(nets, f"out={tmp_path / 'scores.csv'}", *(word.format(tmp=tmp_path) for word in more))
+    assert command(monkeypatch, arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "scores.csv").exists()
