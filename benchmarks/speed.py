@@ -21,9 +21,10 @@ from PIL import Image
 
 from src import checkpoint
 from src.data.batch import Batch, collate, to_float
-from src.data.sheet import Sheet
+from src.data.ledger import Ledger
 from src.data.showroom.world import Pictures, Showroom
 from src.data.table import Table
+from src.models.rfnet import RFNetSystem
 from src.rewards.rfnet import RFNetReward
 from src.score import score
 
@@ -61,6 +62,7 @@ def sweep(pictures: Pictures) -> None:
 def training(folder: str, batch: Batch) -> dict[str, float]:
     """Pictures per second of forward, backward and optimizer step, without loading."""
     system = checkpoint.load(folder).train()
+    assert isinstance(system, RFNetSystem)
     optimizer = torch.optim.AdamW(system.parameters(), 1e-5)
     size = len(batch["key"])
 
@@ -85,8 +87,8 @@ def scoring(folder: str, pictures: Pictures, size: int) -> dict[str, float]:
         run = iter(range(100))
 
         def command() -> None:
-            sheet = Sheet(Path(name) / f"{next(run)}.csv", {}, False)
-            score(reward, Table(table, reward.fields), sheet, size, torch.device("cpu"))
+            ledger = Ledger(Path(name) / f"{next(run)}.csv", {}, False)
+            score(reward, Table(table, reward.fields), ledger, size, torch.device("cpu"))
 
         forward, whole = [], []
         for _ in range(5):  # in turn, so that a change of the machine's speed meets both

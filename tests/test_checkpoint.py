@@ -39,7 +39,9 @@ def test_float16_halves_the_file_and_loads_as_float32(tmp_path, folder, system):
     checkpoint.save(tmp_path / "half", system, CONFIG, {}, ABOUT, dtype="float16")
     sizes = [(place / checkpoint.WEIGHTS).stat().st_size for place in (tmp_path / "half", folder)]
     assert sizes[0] < 0.6 * sizes[1]
-    for key, value in checkpoint.load(tmp_path / "half").net.state_dict().items():
+    loaded = checkpoint.load(tmp_path / "half")
+    assert isinstance(loaded, Saliency)
+    for key, value in loaded.net.state_dict().items():
         own = system.net.state_dict()[key]
         assert value.dtype == own.dtype
         torch.testing.assert_close(value, own, rtol=1e-3, atol=1e-4)

@@ -73,7 +73,8 @@ class Tiny(L.LightningModule):
 
     def __init__(self, kill: tuple[str, int] | None = None, pause: float = 0.0):
         super().__init__()
-        self.kill, self.pause, self.happened = kill, pause, dict.fromkeys(("train", "val", "test"), 0)
+        self.kill, self.pause = kill, pause
+        self.happened: dict[str, int] = {}
         self.net = nn.Sequential(
             nn.Flatten(), nn.Linear(48, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 2)
         )
@@ -106,7 +107,9 @@ class Tiny(L.LightningModule):
     @torch.no_grad()
     def calibrate(self, batches):
         self.happen("calibrate")
-        self.net.temperature.copy_(torch.stack([self.net(batch["image"]).std() for batch in batches]).mean())
+        self.net.get_buffer("temperature").copy_(
+            torch.stack([self.net(batch["image"]).std() for batch in batches]).mean()
+        )
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.parameters(), 1e-2)

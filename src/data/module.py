@@ -28,8 +28,11 @@ class Rows(Protocol):
 class Source(Protocol):
     """A data set: the fields that all its records carry, the names of its classes, and its splits."""
 
-    fields: frozenset[str]
-    classes: tuple[str, ...]
+    @property
+    def fields(self) -> frozenset[str]: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
 
     def split(self, name: str) -> Rows: ...
 

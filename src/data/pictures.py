@@ -73,6 +73,3 @@ def in_mode(image: Image.Image, mode: str) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image.convert(mode)
-
-
-_in_mode, _resized = in_mode, resized

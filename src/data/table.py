@@ -22,9 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from src.data.batch import PICTURES, Record
-from src.data.pictures import BROKEN, CHANNELS, check_canvas, opened
-from src.data.pictures import _in_mode as in_mode
-from src.data.pictures import _resized as resized
+from src.data.pictures import BROKEN, CHANNELS, check_canvas, in_mode, opened, resized
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # of pictures in a folder
 READABLE = ("product", "depth", "saliency", "title", "prompt")  # fields besides the image that a row can carry

@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.classification import binary_average_precision, multiclass_confusion_matrix
+from torchmetrics.functional.classification import binary_average_precision
 from torchmetrics.utilities import dim_zero_cat
 
 
@@ -44,13 +44,16 @@ def availability_metrics(
     confidence, predicted = probabilities.max(dim=1)
     p, true = probabilities[:, available], labels == available
     chosen = predicted == available if threshold is None else p >= threshold
-    values = dict(zip(("precision", "recall", "f1"), precision_recall_f1(chosen, true), strict=True))
-    values["ap"] = binary_average_precision(p, true.long()) if true.any() else p.new_zeros(())
-    values["ece"] = calibration_error(p, true)
+    precision, recall, f1 = precision_recall_f1(chosen, true)
+    ap = binary_average_precision(p, true.long()) if true.any() else p.new_zeros(())
     per_class = [precision_recall_f1(predicted == c, labels == c) for c in range(len(classes))]
     counted = [c for c in range(len(classes)) if ((predicted == c) | (labels == c)).any()]
     return {
-        **{f"availability_{name}": value for name, value in values.items()},
+        "availability_precision": precision,
+        "availability_recall": recall,
+        "availability_f1": f1,
+        "availability_ap": ap,
+        "availability_ece": calibration_error(p, true),
         "accuracy": (predicted == labels).float().mean(),
         "macro_f1": torch.stack([per_class[c][2] for c in counted]).mean(),
         "ece": calibration_error(confidence, predicted == labels),
@@ -86,12 +89,6 @@ class Availability(Metric):
             dim_zero_cat(self.probabilities), dim_zero_cat(self.labels), self.classes, self.threshold
         )
 
-    def confusion(self) -> Tensor:
-        """Counts (true class, likeliest class) of what this process was given."""
-        return multiclass_confusion_matrix(
-            dim_zero_cat(self.probabilities), dim_zero_cat(self.labels), num_classes=len(self.classes)
-        ).cpu()
-
 
 def confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
     """The confusion matrix drawn: a row per true class, shade and upper number its share of the row, below it the
@@ -101,7 +98,7 @@ def confusion_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
     names = [name.replace("_", "\n") for name in classes]
     figure = Figure(figsize=(1.1 * len(classes) + 1.2, len(classes) + 1.0), layout="constrained")
     axes: Any = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(names)), names, fontsize=8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_xlabel("predicted")

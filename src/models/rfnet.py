@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
+from torchmetrics.classification import MulticlassConfusionMatrix
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from src.data.batch import CLASSES, PICTURES, Batch
 from src.metrics.availability import Availability, confusion_figure
@@ -227,7 +229,14 @@ class RFNetSystem(L.LightningModule):
         self.lr, self.weight_decay, self.warmup, self.schedule = lr, weight_decay, warmup, schedule
         self.label_smoothing, self.flip, self.colour = label_smoothing, flip, colour
         self.metrics = nn.ModuleDict({split: Availability(classes, threshold) for split in ("val", "test")})
+        self.counts = nn.ModuleDict({split: MulticlassConfusionMatrix(len(classes)) for split in ("val", "test")})
         self.confusion: dict[str, Tensor] = {}  # of the latest val and test epoch
+
+    def setup(self, stage: str) -> None:
+        """Raises ValueError if the data's classes are not this system's."""
+        theirs = tuple(getattr(self.trainer.datamodule, "classes", self.classes))  # pyright: ignore
+        if theirs != self.classes:
+            raise ValueError(f"the data has the classes {', '.join(theirs)}; set model.classes=[{','.join(theirs)}]")
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (batch, classes), not calibrated."""
@@ -245,8 +254,8 @@ class RFNetSystem(L.LightningModule):
         loss = F.cross_entropy(logits / self.net.temperature, labels, label_smoothing=smoothing)
         self.log(f"{split}/loss", loss, batch_size=len(labels), prog_bar=split == "train", sync_dist=split != "train")
         if split != "train":
-            metric: Any = self.metrics[split]
-            metric.update((logits / self.net.temperature).softmax(dim=1), labels)
+            for metric in (self.metrics[split], self.counts[split]):
+                metric.update((logits / self.net.temperature).softmax(dim=1), labels)  # pyright: ignore
         return loss
 
     def training_step(self, batch: Batch) -> Tensor:
@@ -265,10 +274,13 @@ class RFNetSystem(L.LightningModule):
         self._measure("test")
 
     def _measure(self, split: str) -> None:
-        metric: Any = self.metrics[split]
+        metric, counts = self.metrics[split], self.counts[split]
+        assert isinstance(metric, Availability)
+        assert isinstance(counts, MulticlassConfusionMatrix)
         self.log_dict({f"{split}/{name}": value for name, value in metric.compute().items()})
-        self.confusion[split] = metric.confusion()
+        self.confusion[split] = counts.compute().cpu()
         metric.reset()
+        counts.reset()
         if isinstance(self.logger, TensorBoardLogger):
             figure = confusion_figure(self.confusion[split], self.classes)
             self.logger.experiment.add_figure(f"{split}/confusion", figure, self.global_step)
@@ -284,7 +296,10 @@ class RFNetSystem(L.LightningModule):
         return torch.cat(logits), torch.cat(labels)
 
     def calibrate(self, batches: Iterable[Batch]) -> float:
-        """The temperature that minimises the cross-entropy of `batches`, now in force (Guo et al., ICML 2017)."""
+        """The temperature in [1/20, 20] that minimises the cross-entropy of `batches`, now in force.
+
+        Guo et al., "On Calibration of Modern Neural Networks", ICML 2017. It does not change which class is likeliest.
+        """
         logits, labels = (x.clone() for x in self.predict(batches))
         log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
         search = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
@@ -334,7 +349,5 @@ class RFNetSystem(L.LightningModule):
         """Draws ten test ads as the net sees them, `ads.png`, and the test split's `confusion.png`."""
         if "test" not in self.confusion:
             logits, labels = self.predict(data.batches("test", self.device))
-            metric = Availability(self.classes)
-            metric.update(logits.softmax(dim=1), labels)
-            self.confusion["test"] = metric.confusion()
+            self.confusion["test"] = multiclass_confusion_matrix(logits, labels, num_classes=len(self.classes))
         return draw_report(self, data, folder)

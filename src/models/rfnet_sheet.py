@@ -69,15 +69,15 @@ def ads_figure(system: Any, batch: Batch) -> Figure:
         if seen is not None:
             axis = axes[row, len(pictures)]
             _show(axis, batch["image"][row].cpu().mean(dim=0, keepdim=True))
-            axis.imshow(seen[row], cmap="inferno", alpha=0.15 + 0.6 * seen[row].numpy(), vmin=0, vmax=1)
+            axis.imshow(seen[row].numpy(), cmap="inferno", alpha=0.15 + 0.6 * seen[row].numpy(), vmin=0, vmax=1)
             axis.set_title("what decides" if row == 0 else "", fontsize=8)
         _bars(axes[row, -1], probabilities[row], int(batch["label"][row]), system.classes, _title(batch, row))
     return figure
 
 
 def _show(axis: Any, picture: Tensor) -> None:
-    picture = picture.clamp(0, 1).permute(1, 2, 0)
-    axis.imshow(picture if picture.shape[2] > 1 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
+    pixels = picture.clamp(0, 1).permute(1, 2, 0).numpy()
+    axis.imshow(pixels if pixels.shape[2] > 1 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
     axis.set_xticks([])
     axis.set_yticks([])
 
@@ -89,7 +89,7 @@ def _bars(axis: Any, probabilities: Tensor, label: int, classes: tuple[str, ...]
         "tab:green" if c == best == label else "tab:red" if c == best else "lightgrey" for c in range(len(classes))
     ]
     frames = ["black" if c == label else "none" for c in range(len(classes))]
-    axis.barh(range(len(classes)), probabilities, color=colours, edgecolor=frames, linewidth=1.5)
+    axis.barh(range(len(classes)), probabilities.numpy(), color=colours, edgecolor=frames, linewidth=1.5)
     axis.set_xlim(0, 1)
     axis.invert_yaxis()
     axis.set_yticks(range(len(classes)), [name.replace("_", " ") for name in classes], fontsize=6.5)

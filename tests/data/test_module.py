@@ -173,7 +173,7 @@ def test_perception_fills_the_missing_field_and_only_that(tmp_path):
     from src import checkpoint
     from src.models.perception import Saliency
 
-    about = dict.fromkeys(checkpoint.ABOUT, "x")
+    about = dict.fromkeys((*checkpoint.ABOUT,), "x")
     config = {"_target_": "src.models.perception.Saliency", "size": "tiny", "image_size": 32}
     checkpoint.save(tmp_path / "saliency", Saliency(size="tiny", image_size=32), config, {}, about)
     places = {"saliency": str(tmp_path / "saliency")}

@@ -6,18 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from src.config import build
-from src.data.archive import NONE, SEVERAL, Archive, Names
+from src.data.archive import Archive
 from src.data.batch import CLASSES, collate
-from src.data.pictures import decoded, opened
 from src.data.rf1m import RF1M, Rows, write_example
-from src.data.splits import split_by_hash
 
 EVERYTHING = {"products": "products", "titles": "titles.csv", "depth": "depth", "saliency": "saliency"}
 
@@ -207,7 +203,7 @@ def test_raise_names_file_line_and_value(root, number):
     if line != 12:
         (root / "titles.csv").write_bytes(pristine[root / "titles.csv"])
     with pytest.raises(ValueError, match=rf"line {line}, ") as error:
-        [*source(root, **EVERYTHING).split("train")]
+        list(source(root, **EVERYTHING).split("train"))
     assert f"label.txt, line {line}, '{bad.split(chr(9))[0]}': " in str(error.value)
     assert text in str(error.value)
     with pytest.raises(ValueError, match=f"line {line}, "):
@@ -267,55 +263,6 @@ def test_stems_shared_between_folders_are_told_apart_by_folder(root):
         source(root)
 
 
-def test_find_prefers_path_then_folder_then_suffix():
-    names = Names([b"a/x/1.jpg", b"b/x/1.jpg", b"a/2.jpg", b"a/2.png", b"c/3.jpg", b"4.tar.png"])
-    wanted = [b"b/x/1.jpg", b"x/1.jpg", b"2.png", b"2", b"old/3.png", b"4.tar", b"5.jpg"]
-    assert names.find(Names(wanted)).tolist() == [1, SEVERAL, 3, SEVERAL, 4, 5, NONE]
-
-
-@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=8), max_size=30, unique=True))
-def test_names_find_themselves(texts):
-    raw = [f"{text.replace('/', '')}#.png".encode() for text in texts]
-    names = Names(raw)
-    assert [names.raw(row) for row in range(len(names))] == raw
-    found = names.find(names)
-    assert found.tolist() == list(range(len(set(raw)))) or len(set(raw)) < len(raw)
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    st.sets(st.integers(0, 10**6), min_size=1, max_size=60),
-    st.sets(st.integers(0, 10**6), max_size=20),
-    st.floats(0, 0.45),
-    st.floats(0, 0.45),
-)
-def test_splits_are_complete_disjoint_and_stable_under_added_rows(old, new, val, test):
-    def place(numbers: set[int]) -> dict[int, str]:
-        order = sorted(numbers)
-        names = Names(str(number).encode() for number in order)
-        splits = split_by_hash(names, np.arange(len(order)), val, test)
-        rows = np.concatenate([*splits.values()])
-        assert sorted(rows) == list(range(len(order)))
-        return {order[row]: name for name, rows in splits.items() for row in rows}
-
-    before, after = place(old), place(old | new)
-    assert all(after[number] == name for number, name in before.items())
-
-
-def test_split_shares_and_pattern():
-    names = Names(f"sku{number // 8}_{number % 8}.jpg".encode() for number in range(8000))
-    splits = split_by_hash(names, np.arange(8000), val=0.1, test=0.2)
-    assert [len(splits[name]) / 8000 for name in ("val", "test")] == pytest.approx([0.1, 0.2], abs=0.02)
-    grouped = split_by_hash(names, np.arange(8000), 0.1, 0.2, r"(sku\d+)_")
-    products = {name: {int(row) // 8 for row in rows} for name, rows in grouped.items()}
-    assert not products["train"] & (products["val"] | products["test"])
-    assert not products["val"] & products["test"]
-    with pytest.raises(ValueError, match=r"does not fit the key 'sku0_0.jpg'"):
-        split_by_hash(names, np.arange(9), 0.1, 0.2, "(x)")
-    with pytest.raises(ValueError, match=r"leave rows to train on"):
-        split_by_hash(names, np.arange(9), 0.5, 0.5)
-
-
 def test_split_files(root):
     (root / "val.txt").write_text("part_00/sku000000.jpg\nsku000001\n\n")  # the second is dropped as unsuitable
     (root / "test.txt").write_text("sku000002.jpg\n")
@@ -352,52 +299,6 @@ def test_title_tables(root, suffix):
     (root / f"titles.{suffix}").write_text("name\ttitle\na\tb\n" if suffix == "tsv" else '{"name": "a", "title": "b"}')
     with pytest.raises(ValueError, match=f"titles.{suffix}, line .: needs the columns key and title, has name, title"):
         source(root, titles=f"titles.{suffix}")
-
-
-def file(image: Image.Image, path: Path) -> bytes:
-    image.save(path)
-    return path.read_bytes()
-
-
-def test_every_mode_becomes_the_batch_s(tmp_path):
-    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
-    deep = opened(file(Image.fromarray(ramp), tmp_path / "deep.png"), "depth")
-    assert deep.mode.startswith("I")
-    assert np.array_equal(decoded(deep, "depth", 8, "squash")[0], np.round(ramp / 257))
-    for mode in ("L", "P", "CMYK", "RGBA", "1"):
-        suffix = "tif" if mode == "CMYK" else "png"
-        image = opened(file(Image.new("RGB", (8, 8), "white").convert(mode), tmp_path / f"{mode}.{suffix}"), "image")
-        assert image.mode == mode
-        assert (decoded(image, "image", 4, "squash") == 255).all()
-    clear = opened(file(Image.new("RGBA", (8, 8), (255, 0, 0, 0)), tmp_path / "clear.png"), "image")
-    assert (decoded(clear, "image", 4, "squash") == 255).all()  # on white, not the red that is hidden
-    grey = opened(file(Image.new("LA", (8, 8), (90, 255)), tmp_path / "la.png"), "product")
-    assert decoded(grey, "product", 4, "squash")[:, 0, 0].tolist() == [90, 90, 90, 255]
-    with pytest.raises(ValueError, match=r"neither 8 nor 16 bits"):
-        decoded(opened(file(Image.new("F", (8, 8)), tmp_path / "float.tif"), "depth"), "depth", 4, "squash")
-
-
-def test_fit_squashes_or_pads(tmp_path):
-    wide = Image.new("RGB", (40, 20), "black")
-    assert decoded(wide, "image", 10, "squash").sum() == 0
-    padded = decoded(wide, "image", 10, "pad")
-    assert padded.shape == (3, 10, 10)
-    assert (padded[:, :2] == 255).all()
-    assert (padded[:, 3:7] == 0).all()
-    product = decoded(Image.new("RGBA", (20, 40), (9, 9, 9, 255)), "product", 10, "pad")
-    assert product[3, 5].tolist() == [0, 0, *[255] * 5, 0, 0, 0]
-    stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (64, 32)))
-    assert np.ptp(decoded(stripes, "depth", 8, "squash").astype(int)) <= 64  # aliasing would leave 0 or 255
-
-
-def test_hidden_colour_does_not_bleed_into_the_product():
-    pixels = np.zeros((32, 32, 4), np.uint8)
-    pixels[..., 0] = 255  # red where transparent
-    pixels[:, 10:22] = (0, 0, 255, 255)
-    red, _, blue, alpha = decoded(Image.fromarray(pixels), "product", 8, "squash")
-    assert ((alpha > 0) & (alpha < 255)).any()
-    assert red[alpha > 0].max() <= 2
-    assert blue[alpha > 0].min() >= 253
 
 
 @pytest.mark.parametrize(

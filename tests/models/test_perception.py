@@ -209,8 +209,13 @@ def test_equals_the_published_u2netp(published: Path) -> None:
     session = runtime.InferenceSession(str(published), providers=["CPUExecutionProvider"])
     expected = [torch.from_numpy(item) for item in session.run(None, {session.get_inputs()[0].name: images.numpy()})]
     with torch.no_grad():
-        found = net(images).sigmoid()
-    torch.testing.assert_close(found, torch.cat(expected, dim=1), atol=1e-4, rtol=0)
+        found = net.double()(images.double()).sigmoid()
+    error = (found - torch.cat(expected, dim=1)).abs()
+    # what is left is onnxruntime's float32 rounding: at single pixels of the second side map it comes near 1e-4 (this
+    # net in float32 rounds as much again), on average it is 2e-7
+    assert error[:, 0].max() < 1e-4
+    assert error.max() < 2e-4
+    assert error.mean() < 1e-6
     inside = disc[0, 0] > 0
     assert found[0, 0][inside].mean() > 0.8
     assert found[0, 0][~inside].mean() < 0.1

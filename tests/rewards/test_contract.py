@@ -1,4 +1,4 @@
-"""What every reward in conf/reward/ keeps to. A new YAML is found by itself; `tests/rewards/tiny.py` makes its tiny nets."""
+"""What every reward in conf/reward/ keeps to. A new YAML is found here; `tests/rewards/tiny.py` makes its tiny nets."""
 
 from pathlib import Path
 

@@ -66,9 +66,9 @@ def test_what_is_no_rfnet_is_refused(folders: dict[str, str], tmp_path: Path) ->
         RFNetReward(**folders, maps="drawn")
     with pytest.raises(ValueError, match="depth holds Depth, not an RFNetSystem"):
         RFNetReward(**folders | {"checkpoint": folders["depth"]})
-    with pytest.raises(ValueError, match="Saliency"):
+    with pytest.raises(ValueError, match="holds Saliency"):
         RFNetReward(**folders | {"depth": folders["saliency"]})
-    with pytest.raises(ValueError, match="no checkpoint folder .*none"):
+    with pytest.raises(ValueError, match=r"no checkpoint folder .*none"):
         RFNetReward(**folders | {"checkpoint": str(tmp_path / "none")})
     strange = tiny.checkpoint(tmp_path / "strange", tiny.RFNET | {"classes": ["available", "bad"]})
     assert tuple(RFNetReward(**folders | {"checkpoint": strange}).rfnet.classes) == ("available", "bad")

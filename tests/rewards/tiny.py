@@ -1,4 +1,4 @@
-"""Tiny fresh nets for each reward: a function named after its YAML makes them in a folder and gives the arguments to set."""
+"""Tiny fresh nets: a function named after a reward's YAML makes them in a folder and gives the arguments to set."""
 
 from pathlib import Path
 from typing import Any

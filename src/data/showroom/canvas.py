@@ -33,10 +33,6 @@ class Placed:
     view: View
 
 
-def unit(colour: tuple) -> tuple[float, float, float]:
-    return colour[0] / 255, colour[1] / 255, colour[2] / 255
-
-
 def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
     """Resized with antialiasing; RGBA through premultiplied alpha, so that no dark rim appears."""
     way = cv2.INTER_AREA if width < pixels.shape[1] else cv2.INTER_LINEAR

@@ -5,7 +5,7 @@ import numpy as np
 
 from src.data.showroom.backdrop import room
 from src.data.showroom.camera import stand
-from src.data.showroom.canvas import Painting, Placed, blend, paste, resize, unit, window
+from src.data.showroom.canvas import Painting, Placed, blend, paste, resize, window
 from src.data.showroom.growths import extend
 from src.data.showroom.rooms import COLOURS, LIGHTS
 from src.data.showroom.scene import Prop, Scene
@@ -55,7 +55,7 @@ def product_of(scene: Scene, side: int) -> Placed:
     """The brief's product, dyed, on a canvas of `side` pixels; a flipped scene is mirrored when it is finished."""
     plan = scene.brief
     view = views(plan.item.item)[plan.view]
-    rgba = view.rgba if plan.dye is None else tinted(view.rgba, unit(COLOURS[plan.dye]), plan.dye_strength)
+    rgba = view.rgba if plan.dye is None else tinted(view.rgba, COLOURS[plan.dye], plan.dye_strength)
     centre = (1 - plan.centre[0], plan.centre[1]) if plan.flip else plan.centre
     return place(view, rgba, plan.extent, centre, side)
 
@@ -106,7 +106,7 @@ def _add_prop(painting: Painting, scene: Scene, prop: Prop, x: float, z: float) 
     wide, high = round(view.rgba.shape[1] * zoom), round(view.rgba.shape[0] * zoom)
     if not (3 < max(wide, high) < 4 * painting.camera.side):
         return
-    rgba = view.rgba if prop.dye is None else tinted(view.rgba, unit(COLOURS[prop.dye]), 0.8)
+    rgba = view.rgba if prop.dye is None else tinted(view.rgba, COLOURS[prop.dye], 0.8)
     _cast(painting, view, zoom, (column, row), scene.shadow * 0.9)
     rgba = resize(rgba, max(1, wide), max(1, high))
     left, top = round(column - view.anchor[0] * zoom), round(row - view.anchor[1] * zoom)

@@ -123,7 +123,7 @@ def save(path: Path, pixels: np.ndarray, quality: int) -> None:
 
 def views(row: dict, furniture: Path, rotation: Matrix, scratch: Path) -> tuple[np.ndarray, np.ndarray, list[dict]]:
     reset()
-    size = tuple(float(row[k]) for k in ("width_cm", "depth_cm", "height_cm"))
+    size = (float(row["width_cm"]), float(row["depth_cm"]), float(row["height_cm"]))
     model = furniture / "blendswap-cc-0" / row["item"] / f"{row['item']}.obj"
     if not model.exists():
         model = next(furniture.rglob(f"{row['item']}.obj"))

@@ -197,7 +197,7 @@ def texture(pattern: str) -> tuple[np.ndarray, ...]:
     else:
         raise ValueError(f"no texture {pattern!r}")
     pixels = np.stack([128 * (1 + light), 255 * mix], -1).clip(0, 255).astype(np.uint8)
-    pyramid = [pixels]
+    pyramid: list[np.ndarray] = [pixels]
     while pyramid[-1].shape[0] > 16:
         side = pyramid[-1].shape[0] // 2
         pyramid.append(cv2.resize(pyramid[-1], (side, side), interpolation=cv2.INTER_AREA))

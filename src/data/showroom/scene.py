@@ -166,7 +166,7 @@ def brief(seed: int, split: str, group: int) -> Brief:
     if item.material in DYEABLE and rng.random() < 0.6:
         dye, strength = str(rng.choice(DYES)), float(rng.uniform(0.7, 0.95))
     rgba = views(item.item)[view].rgba
-    colour = main_colour(tinted(rgba, tuple(c / 255 for c in COLOURS[dye]), strength) if dye else rgba)
+    colour = main_colour(tinted(rgba, COLOURS[dye], strength) if dye else rgba)
     names = [name for name, style in STYLES.items() if style.split == split]
     style = str(rng.choice(names))
     what = STYLES[style]

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -50,9 +51,10 @@ class View:
 def catalogue() -> tuple[Item, ...]:
     """Every item, in the file's order."""
     with open(HERE / "catalogue.csv", newline="") as file:
-        return tuple(
-            Item(**{k: float(v) if k.endswith("_cm") else v for k, v in row.items()}) for row in csv.DictReader(file)
-        )
+        rows: list[dict[str, Any]] = [
+            {k: float(v) if k.endswith("_cm") else v for k, v in row.items()} for row in csv.DictReader(file)
+        ]
+    return tuple(Item(**row) for row in rows)
 
 
 @functools.cache
@@ -100,9 +102,9 @@ def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def tinted(rgba: np.ndarray, tint: tuple[float, float, float], strength: float) -> np.ndarray:
-    """`rgba` dyed: its brightness times `tint` (RGB in [0, 1]), mixed in with `strength`."""
+    """`rgba` dyed: its brightness times `tint` (RGB in [0, 255]), mixed in with `strength`."""
     light = (rgba[..., :3] @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
-    dyed = light * np.array(tint, np.float32) * 1.25 + 8
+    dyed = light * np.array(tint, np.float32) * (1.25 / 255) + 8
     mixed = rgba[..., :3] * (1 - strength) + dyed * strength
     return np.concatenate([mixed.clip(0, 255).astype(np.uint8), rgba[..., 3:]], -1)
 

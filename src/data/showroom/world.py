@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 from torch.utils.data import Dataset
 
 from src.data.batch import CLASSES, FIELDS, Record
@@ -81,7 +81,7 @@ class Pictures(Dataset):
         return scene(self.seed, self.name, group, member)
 
     def __getitem__(self, index: int) -> Record:
-        written, pictures = self._cached(index) if self.folder else self._made(index)
+        written, pictures = self._cached(self.folder, index) if self.folder else self._made(index)
         record: Record = written | pictures
         record["scores"] = np.array(written["scores"], np.float32)
         if "heatmaps" in self.fields:
@@ -113,11 +113,11 @@ class Pictures(Dataset):
         }
         return written, painted
 
-    def _cached(self, index: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def _cached(self, folder: Path, index: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """The same from one PNG: three panels (picture; product; depth, saliency, product alpha) and a text chunk."""
-        path = self.folder / f"{index // 1000:04d}" / f"{index:07d}.png"
+        path = folder / f"{index // 1000:04d}" / f"{index:07d}.png"
         if path.exists():
-            with Image.open(path) as file:
+            with PngImageFile(path) as file:
                 panels = np.asarray(file)
                 written = json.loads(file.text["record"])
             image, colour, maps = (p.transpose(2, 0, 1) for p in np.split(panels, 3, 1))
