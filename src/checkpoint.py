@@ -27,7 +27,17 @@ from yaml import YAMLError
 from src.config import build
 
 WEIGHTS, CONFIG, METRICS, CARD = "model.safetensors", "config.yaml", "metrics.json", "README.md"
-ABOUT = ("title", "what", "use", "limits", "data", "command", "time", "machine", "licence")  # what a card must say
+ABOUT: tuple[str, ...] = (
+    "title",
+    "what",
+    "use",
+    "limits",
+    "data",
+    "command",
+    "time",
+    "machine",
+    "licence",
+)  # what a card must say
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 SHOWN = 5  # keys named in an error
 

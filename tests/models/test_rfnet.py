@@ -115,7 +115,7 @@ def test_the_title_speaks_only_through_the_product():
     net, ads = system(), batch()
     heard = [net({**ads, "title": titles}) for titles in (TITLES, TITLES[::-1])]
     assert (heard[0] - heard[1]).abs().max() > 1e-5
-    for parameter in list(net.net.filters)[0].get_submodule("out").parameters():
+    for parameter in next(iter(net.net.filters)).get_submodule("out").parameters():
         torch.nn.init.zeros_(parameter)
     mute = [net({**ads, "title": titles}) for titles in (TITLES, TITLES[::-1])]
     torch.testing.assert_close(mute[0], mute[1], atol=0, rtol=0)
