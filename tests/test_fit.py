@@ -71,9 +71,9 @@ class Tiny(L.LightningModule):
     fields = frozenset({"image", "label"})
     monitor = ("val/loss", "min")
 
-    def __init__(self, kill: tuple[str, int] | None = None, pause: float = 0.0):
+    def __init__(self, kill: tuple[str, int] | None = None, pause: float = 0.0, rate: float = 1e-2):
         super().__init__()
-        self.kill, self.pause = kill, pause
+        self.kill, self.pause, self.rate = kill, pause, rate
         self.happened: dict[str, int] = {}
         self.net = nn.Sequential(
             nn.Flatten(), nn.Linear(48, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 2)
@@ -112,9 +112,9 @@ class Tiny(L.LightningModule):
         )
 
     def configure_optimizers(self):
-        optimizer = torch.optim.AdamW(self.parameters(), 1e-2)
+        optimizer = torch.optim.AdamW(self.parameters(), self.rate)
         steps = int(self.trainer.estimated_stepping_batches)  # has Lightning make the loader before it restores
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.rate, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def assets(self, folder: Path) -> dict[str, Any]:
@@ -131,10 +131,12 @@ def configuration(out: Path, resume: bool, **change: Any) -> dict[str, Any]:
     return config | own | {"model": {"_target_": "src.x.Tiny"}, "trainer": trainer | change}
 
 
-def train(out: Path, resume: bool = False, kill: Any = None, pause: float = 0.0, **change: Any) -> dict[str, float]:
+def train(
+    out: Path, resume: bool = False, kill: Any = None, *, pause: float = 0.0, rate: float = 1e-2, **change: Any
+) -> dict:
     config = configuration(out, resume, **change)
     L.seed_everything(3, verbose=False)
-    system = Tiny(kill and tuple(kill), pause)
+    system = Tiny(kill, pause, rate)
     return fit(system, AdData(Digits(), batch_size=4, num_workers=config["data"]["num_workers"], seed=5), config)
 
 
@@ -150,8 +152,8 @@ def outcome(out: Path) -> dict[str, Any]:
     }
 
 
-def fork(work: Any) -> int:
-    """Runs `work` in a process of its own; its exit code, or minus the signal that killed it."""
+def fork(work: Any, watch: Any = None) -> int:
+    """Runs `work` in a process of its own, whose id `watch` gets; its exit code, or minus the signal that killed it."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -161,7 +163,27 @@ def fork(work: Any) -> int:
         finally:
             sys.stdout.flush()
             os._exit(code)
+    if watch:
+        watch(pid)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def kill_from_outside(out: Path) -> list[int]:
+    """The exit codes of a run that is killed three times, some moment after it has got further, and then left alone."""
+    draw, last = random.Random(0), out / "last.ckpt"
+
+    def stamp() -> int:
+        return last.stat().st_mtime_ns if last.exists() else 0
+
+    def kill(pid: int) -> None:
+        before, deadline = stamp(), time.monotonic() + 120
+        while stamp() == before and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0, 0.1))
+        os.kill(pid, signal.SIGKILL)
+
+    codes = [fork(lambda: train(out, True, pause=0.05), kill) for _ in range(3)]
+    return [*codes, fork(lambda: train(out, True))]
 
 
 def main(folder: Path) -> None:
@@ -169,7 +191,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     for name, change in VARIANTS.items():
         assert fork(lambda name=name, change=change: train(folder / f"{name}, unbroken", **change)) == 0
-    codes = {}
+    codes: dict[str, Any] = {"outside": kill_from_outside(folder / "outside")}
     for variant, case in CASES:
         out = folder / f"{variant}, {case}"
         for i, kill in enumerate(KILLS[case]):
@@ -199,25 +221,10 @@ def test_killed_and_resumed_runs_end_as_unbroken_ones(runs, variant, case):
     assert outcome(runs / name) == outcome(runs / f"{variant}, unbroken")
 
 
-def test_a_run_killed_from_outside_at_random_ends_as_an_unbroken_one(tmp_path, runs):
-    draw, kills = random.Random(0), 0
-    program = [sys.executable, __file__, str(tmp_path / "run"), "slowly"]
-    last = tmp_path / "run/last.ckpt"
-    while True:
-        process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
-        before = last.stat().st_mtime_ns if last.exists() else 0
-        while process.poll() is None and (not last.exists() or last.stat().st_mtime_ns == before):
-            time.sleep(0.01)  # until it has got somewhere
-        try:
-            process.wait(draw.uniform(0, 0.6))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            kills += process.wait() == -signal.SIGKILL
-            continue
-        break
-    assert process.returncode == 0, process.stderr and process.stderr.read()[-3000:]
-    assert kills > 0
-    assert outcome(tmp_path / "run") == outcome(runs / "plain, unbroken")
+def test_a_run_killed_from_outside_at_random_ends_as_an_unbroken_one(runs):
+    codes = json.loads((runs / "codes.json").read_text())["outside"]
+    assert codes == [-signal.SIGKILL] * 3 + [0]
+    assert outcome(runs / "outside") == outcome(runs / "plain, unbroken")
 
 
 def test_a_kill_while_writing_leaves_the_file_before(tmp_path):
@@ -262,7 +269,7 @@ def test_best_weights_and_a_start_from_a_checkpoint(tmp_path, capsys):
     assert "Records: 26 train, 10 val, 10 test" in card
     assert "for 12 steps" in card
 
-    train(tmp_path / "b", max_epochs=1, limit_train_batches=0, init=str(tmp_path / "a/checkpoint"))
+    train(tmp_path / "b", max_epochs=1, rate=0.0, init=str(tmp_path / "a/checkpoint"))
     again = load_file(tmp_path / "b/checkpoint/model.safetensors")
     assert torch.equal(again["1.weight"], shipped["1.weight"])
 
@@ -291,8 +298,4 @@ def test_the_command_trains_and_data_errors_are_one_line(tmp_path):
 
 
 if __name__ == "__main__":
-    if sys.argv[2:] == ["slowly"]:
-        torch.set_num_threads(1)
-        train(Path(sys.argv[1]), resume=True, pause=0.03)
-    else:
-        main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]))

@@ -149,23 +149,21 @@ def nets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_killed_and_resumed_the_command_leaves_the_files_of_an_unbroken_run(
     tmp_path: Path, nets: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = fill(tmp_path, 400, sizes=((16, 12), (9, 9)))
+    file = fill(tmp_path, 120, sizes=((16, 12),) * 7 + ((9, 9),))
     text = file.read_text().replace("image3.png,product3.png,chair 3\n", "none.png,product3.png,chair 3\n")
-    file.write_text(text.replace("ad350,", "ad1,"))
+    file.write_text(text.replace("ad100,", "ad1,"))
     out = tmp_path / "killed" / "scores.csv"
     arguments = words(nets, f"table={file}", "batch_size=4")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "src.score", *arguments, f"out={out}"], cwd=CONF.parent, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
+    log = tmp_path / "log"
+    with log.open("wb") as stderr:
+        run = [sys.executable, "-m", "src.score", *arguments, f"out={out}"]
+        process = subprocess.Popen(run, cwd=CONF.parent, stdout=stderr, stderr=stderr)
     while not out.exists() or out.read_bytes().count(b"\n") < 20:
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
+        assert process.poll() is None, f"it ended before it could be killed: {log.read_text()}"
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    reached = out.read_bytes().count(b"\n")
-    assert reached < 390
+    assert out.read_bytes().count(b"\n") < 110
 
     assert command(monkeypatch, [*arguments, f"out={out}"]) == 1
     assert command(monkeypatch, [*arguments, f"out={tmp_path / 'whole' / 'scores.csv'}"]) == 1
@@ -173,16 +171,16 @@ def test_killed_and_resumed_the_command_leaves_the_files_of_an_unbroken_run(
         assert (out.parent / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     with out.open(newline="") as scores:
         keys = [row["key"] for row in csv.DictReader(scores)]
-    assert keys == [f"ad{i}" for i in range(400) if i not in (3, 350)]
+    assert keys == [f"ad{i}" for i in range(120) if i not in (3, 100)]
 
     capsys.readouterr()
     before = out.stat().st_mtime_ns
     assert command(monkeypatch, [*arguments, f"out={out}"]) == 1, "a third run has nothing to do but to say so"
     said = capsys.readouterr().out
-    assert "398 scored" in said
+    assert "118 scored" in said
     assert "row 4 (ad3)" in said
     assert "none.png: no such file" in said
-    assert "row 351 (ad1): the key is that of row 2" in said
+    assert "row 101 (ad1): the key is that of row 2" in said
     assert out.stat().st_mtime_ns == before
 
 

@@ -54,7 +54,7 @@ class Ledger:
             out.write_bytes(b"")
             self._record()
         for file, size in ((out, self.progress.out_bytes), (self.errors, self.progress.errors_bytes)):
-            if file.exists():
+            if file.exists() and file.stat().st_size > size:
                 with file.open("ab") as handle:
                     handle.truncate(size)
 

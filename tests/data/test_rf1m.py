@@ -203,7 +203,7 @@ def test_raise_names_file_line_and_value(root, number):
     if line != 12:
         (root / "titles.csv").write_bytes(pristine[root / "titles.csv"])
     with pytest.raises(ValueError, match=rf"line {line}, ") as error:
-        list(source(root, **EVERYTHING).split("train"))
+        list(source(root, **EVERYTHING).split("train"))  # pyright: ignore[reportArgumentType]
     assert f"label.txt, line {line}, '{bad.split(chr(9))[0]}': " in str(error.value)
     assert text in str(error.value)
     with pytest.raises(ValueError, match=f"line {line}, "):
