@@ -135,6 +135,8 @@ class AdData(L.LightningDataModule):
         num_workers: processes that load; 0 loads in the main one.
         seed: of the training order.
         perception: checkpoint folder per missing field, e.g. {"depth": "checkpoints/depth"}.
+        perceived: share in [0, 1] of the training rows whose maps those nets make although the source has them: a
+            system that is to judge pictures without maps of their own should have met both kinds.
 
     Raises ValueError at `setup` if the system needs a field that neither the source nor perception gives.
     """
@@ -146,6 +148,7 @@ class AdData(L.LightningDataModule):
         num_workers: int = 2,
         seed: int = 0,
         perception: Mapping[str, str] | None = None,
+        perceived: float = 0.0,
     ):
         super().__init__()
         if batch_size < 1 or num_workers < 0:
@@ -153,9 +156,11 @@ class AdData(L.LightningDataModule):
         for field in perception or {}:
             if field not in PERCEIVED:
                 raise ValueError(f"perception: no net makes the field {field!r}; choose from {', '.join(PERCEIVED)}.")
+        if not 0 <= perceived <= 1:
+            raise ValueError(f"perceived={perceived} must be in [0, 1].")
         self.source = source
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-        self.perception = {f: place for f, place in (perception or {}).items() if f not in source.fields}
+        self.batch_size, self.num_workers, self.seed, self.perceived = batch_size, num_workers, seed, perceived
+        self.perception = {f: place for f, place in (perception or {}).items() if perceived or f not in source.fields}
         self._splits: dict[str, Rows] = {}
         self._nets: dict[str, torch.nn.Module] = {}
 
@@ -225,11 +230,22 @@ class AdData(L.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int = 0) -> Batch:
         batch = to_float(batch)
+        image, rows = batch["image"] if self._nets else None, self._perceived(len(batch["key"]))
         for field, net in self._nets.items():
-            image = batch["image"]
+            assert image is not None
             with torch.no_grad():
-                batch[field] = net.to(image.device)(image)
+                if field not in self.source.fields:
+                    batch[field] = net.to(image.device)(image)
+                elif len(rows):
+                    batch[field][rows] = net.to(image.device)(image[rows]).to(batch[field])
         return batch
+
+    def _perceived(self, size: int) -> torch.Tensor:
+        """The rows of this training batch whose maps the nets make; a function of (seed, batch, rank)."""
+        if not self.perceived or self.trainer is None or not self.trainer.training:
+            return torch.empty(0, dtype=torch.long)
+        rng = np.random.default_rng([self.seed, self._trained(), self.trainer.global_rank, 1])
+        return torch.from_numpy(np.flatnonzero(rng.random(size) < self.perceived))
 
     def _place(self) -> tuple[int, int]:
         """The number of processes and the rank of this one."""

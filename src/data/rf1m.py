@@ -216,6 +216,7 @@ def rf1m_data(
     num_workers: int = 2,
     seed: int = 0,
     perception: Mapping[str, str | None] | None = None,
+    perceived: float = 0.0,
 ) -> AdData:
     """The data module of an RF1M folder, so that its words are flat (`data.root=`); see RF1M and AdData."""
     source = RF1M(
@@ -243,7 +244,7 @@ def rf1m_data(
         cache=cache,
     )
     nets = {field: place for field, place in (perception or {}).items() if place}
-    return AdData(source, batch_size, num_workers, seed, nets)
+    return AdData(source, batch_size, num_workers, seed, nets, perceived)
 
 
 def write_example(root: str | Path, count: int = 200, size: int = 128, seed: int = 0) -> Path:

@@ -173,6 +173,11 @@ class Depth(Perception):
     target = "depth"
     fields = frozenset({"image", "depth"})
     monitor = ("val/spearman", "max")
+    card = {
+        "use": "RFNet's depth input where a picture comes without one; differentiable in the picture.",
+        "limits": "Relative inverse depth only: no metres, and the nearest point of every picture is 1. A net this "
+        "small knows rooms like those below; for photographs take a published DPT (`model.pretrained=`).",
+    }
 
     def __init__(
         self,
@@ -233,6 +238,11 @@ class Saliency(Perception):
     target = "saliency"
     fields = frozenset({"image", "saliency"})
     monitor = ("val/max_f", "max")
+    card = {
+        "use": "RFNet's saliency input where a picture comes without one; differentiable in the picture.",
+        "limits": "A net this small knows rooms like those below; for photographs take the authors' U2-Net weights, "
+        "which load unchanged.",
+    }
 
     def __init__(
         self,

@@ -188,6 +188,48 @@ def test_perception_fills_the_missing_field_and_only_that(tmp_path):
     assert not given.perception  # the source's own maps are kept
 
 
+def test_a_share_of_the_training_rows_gets_computed_maps_and_evaluation_none(tmp_path):
+    from src import checkpoint
+    from src.models.perception import Saliency
+
+    class Maps(Numbers):
+        def split(self, name: str) -> list[dict]:
+            return [row | {"saliency": np.full((1, 2, 2), 255, np.uint8)} for row in super().split(name)]
+
+    class Collector(Watcher):
+        fields = frozenset({"image", "saliency", "label"})
+
+        def __init__(self):
+            super().__init__()
+            self.maps = {"train": [], "val": []}
+
+        def training_step(self, batch):
+            self.maps["train"].append(batch["saliency"].mean(dim=(1, 2, 3)))
+            return self.net(torch.ones(1, 1)).sum()
+
+        def validation_step(self, batch):
+            self.maps["val"].append(batch["saliency"].mean(dim=(1, 2, 3)))
+
+        def test_step(self, batch): ...
+
+    about = dict.fromkeys((*checkpoint.ABOUT,), "x")
+    config = {"_target_": "src.models.perception.Saliency", "size": "tiny", "image_size": 32}
+    checkpoint.save(tmp_path / "saliency", Saliency(size="tiny", image_size=32), config, {}, about)
+    source = Maps(num=250, fields=("key", "image", "saliency", "label"))
+    runs = []
+    for _ in range(2):
+        data = AdData(source, 50, 0, perception={"saliency": str(tmp_path / "saliency")}, perceived=0.5)
+        system = Collector()
+        trainer(max_epochs=1).fit(system, data)
+        runs.append(torch.cat(system.maps["train"]))
+        assert all(bool((maps == 1).all()) for maps in system.maps["val"])
+    exact = (runs[0] == 1).float().mean()
+    assert 0.4 < exact < 0.6
+    assert torch.equal(*runs)
+    with pytest.raises(ValueError, match=r"perceived=1\.5 must be in \[0, 1\]"):
+        AdData(source, perceived=1.5)
+
+
 def test_two_processes_see_every_record_once(tmp_path):
     """A real DDP run over gloo, this file being the program."""
     program = [sys.executable, __file__, str(tmp_path)]

@@ -62,19 +62,39 @@ def paste(canvas: np.ndarray, small: np.ndarray, left: int, top: int) -> None:
         canvas[meet[0]] = small[meet[1]]
 
 
+def standing_out(behind: np.ndarray, rgba: np.ndarray, most: float = 1.0) -> float:
+    """How much a thing stands out from what it covers, in [0.15, `most`]: its mean contrast, 1 from 55 grey levels on.
+
+    `behind` (height, width, 3) and `rgba` (height, width, 4) are in [0, 255].
+    """
+    alpha = rgba[..., 3].astype(np.float32)
+    difference = np.abs(rgba[..., :3] - behind).mean(-1)
+    contrast = float((difference * alpha).sum() / max(float(alpha.sum()), 1.0)) / 55
+    return max(0.15, min(1.0, contrast) * most)
+
+
 def blend(
-    painting: Painting, rgba: np.ndarray, left: int, top: int, depth: np.ndarray | float, salient: float
+    painting: Painting,
+    rgba: np.ndarray,
+    left: int,
+    top: int,
+    depth: float,
+    salience: float | None = None,
 ) -> np.ndarray | None:
-    """Lays `rgba` over the painting; returns its alpha on the canvas' window, for the caller's own maps."""
+    """Lays `rgba` over the painting; returns its alpha on the canvas' window, for the caller's own maps.
+
+    Without `salience` it stands out half as much as a product would.
+    """
     meet = window(painting.image.shape, rgba.shape, left, top)
     if meet is None:
         return None
     there, here = meet
     alpha = rgba[here][..., 3].astype(np.float32) / 255
     part = painting.image[there]
+    if salience is None:
+        salience = standing_out(part, rgba[here], 0.5)
     part += (rgba[here][..., :3] - part) * alpha[..., None]
-    solid = alpha > 0.5
-    painting.depth[there][solid] = depth[here][solid] if isinstance(depth, np.ndarray) else depth
+    painting.depth[there][alpha > 0.5] = depth
     mark = painting.salient[there]
-    mark += (salient - mark) * alpha
+    mark += (salience - mark) * alpha
     return alpha

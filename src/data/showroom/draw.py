@@ -5,7 +5,7 @@ import numpy as np
 
 from src.data.showroom.backdrop import room
 from src.data.showroom.camera import stand
-from src.data.showroom.canvas import Painting, Placed, blend, paste, resize, window
+from src.data.showroom.canvas import Painting, Placed, blend, paste, resize, standing_out, window
 from src.data.showroom.growths import extend
 from src.data.showroom.rooms import COLOURS, LIGHTS
 from src.data.showroom.scene import Prop, Scene
@@ -37,8 +37,9 @@ def paint(scene: Scene, size: int) -> dict[str, np.ndarray]:
     for prop in sorted((p for p in scene.props if p.z <= 0), key=lambda p: -p.z):
         _add_prop(painting, scene, prop, x, z)
     near = camera.focal / scale
+    salience = standing_out(painting.image, product.rgba)
     if scene.fault in ("legs", "base", "handle", "twin") or scene.plinth:
-        extend(painting, scene, product, thickness, near, rng)
+        extend(painting, scene, product, thickness, near, salience, rng)
     if scene.fault == "floating":
         painting.flaw = np.maximum(painting.flaw, _under(solid, max(6, int(drop))))
     elif scene.fault in ("into_wall", "over_edge"):
@@ -47,7 +48,7 @@ def paint(scene: Scene, size: int) -> dict[str, np.ndarray]:
         reach = side // 8
         painting.flaw = cv2.dilate(solid, np.ones((reach, reach), np.uint8)) - solid
     span = (product.view.far_cm - product.view.near_cm) * plan.factor * scene.scale
-    _add_product(painting, product, near + product.view.near_cm * plan.factor * scene.scale, span)
+    _add_product(painting, product, near + product.view.near_cm * plan.factor * scene.scale, span, salience)
     return _finish(painting, scene, product, size, rng)
 
 
@@ -110,7 +111,7 @@ def _add_prop(painting: Painting, scene: Scene, prop: Prop, x: float, z: float) 
     _cast(painting, view, zoom, (column, row), scene.shadow * 0.9)
     rgba = resize(rgba, max(1, wide), max(1, high))
     left, top = round(column - view.anchor[0] * zoom), round(row - view.anchor[1] * zoom)
-    alpha = blend(painting, rgba, left, top, depth, 0.6 if scene.fault == "clutter" else 0.15)
+    alpha = blend(painting, rgba, left, top, depth)
     if alpha is not None and scene.fault in ("too_large", "too_small"):
         meet = window(painting.flaw.shape, rgba.shape, left, top)
         if meet:
@@ -128,7 +129,8 @@ def _under(solid: np.ndarray, reach: int) -> np.ndarray:
     return band
 
 
-def _add_product(painting: Painting, product: Placed, near: float, span: float) -> None:
+def _add_product(painting: Painting, product: Placed, near: float, span: float, salience: float) -> None:
+    """The product's depth and salience. It covers all, so it is nearer than what it covers, even a wall it stands in."""
     view, zoom = product.view, product.zoom
     depth = resize(view.depth, max(1, round(view.depth.shape[1] * zoom)), max(1, round(view.depth.shape[0] * zoom)))
     meet = window(painting.depth.shape, depth.shape, product.left, product.top)
@@ -136,8 +138,9 @@ def _add_product(painting: Painting, product: Placed, near: float, span: float) 
     if meet:
         there, here = meet
         solid = alpha[there] > 0.5
-        painting.depth[there][solid] = near + depth[here][solid].astype(np.float32) * (span / 255)
-    painting.salient = painting.salient * (1 - alpha) + alpha
+        own = near + depth[here][solid].astype(np.float32) * (span / 255)
+        painting.depth[there][solid] = np.minimum(own, painting.depth[there][solid])
+    painting.salient += (salience - painting.salient) * alpha
 
 
 def _finish(
@@ -155,11 +158,6 @@ def _finish(
     depth = 1 / cv2.resize(painting.depth.clip(5, 5e3), (size, size), interpolation=cv2.INTER_AREA)
     depth = (depth - depth.min()) / max(float(depth.max() - depth.min()), 1e-9)
     salient = cv2.resize(painting.salient, (size, size), interpolation=cv2.INTER_AREA)
-    if scene.fault == "own_colours":  # a saliency net finds little to hold on to here
-        patches = cv2.resize(
-            rng.uniform(0.25, 0.8, (6, 6)).astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC
-        )
-        salient = salient * patches
     flaw = cv2.resize(painting.flaw, (size, size), interpolation=cv2.INTER_AREA)
     flip = slice(None, None, -1) if scene.brief.flip else slice(None)
     whole = {

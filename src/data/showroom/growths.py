@@ -7,53 +7,90 @@ from src.data.showroom.canvas import Painting, Placed, blend, resize, window
 from src.data.showroom.scene import Scene
 
 
+LEAST = 0.05  # of the product's own area that must be seen of what it grows
+TRIES = 8
+
+
 def extend(
-    painting: Painting, scene: Scene, product: Placed, thickness: float, depth: float, rng: np.random.Generator
+    painting: Painting,
+    scene: Scene,
+    product: Placed,
+    thickness: float,
+    depth: float,
+    salience: float,
+    rng: np.random.Generator,
 ) -> None:
-    """Paints what grows out of the product, behind it: legs, a base, a handle or a twin.
+    """Paints what grows out of the product, behind it, as salient as itself: legs, a base, a handle or a twin.
 
     A plinth, an honest base of lacquer, is painted in the same way.
     """
-    rgba, side = product.rgba, product.rgba.shape[0]
-    rows, columns = np.flatnonzero((rgba[..., 3] > 128).any(1)), np.flatnonzero((rgba[..., 3] > 128).any(0))
-    if not len(rows):
+    own = product.rgba[..., 3].astype(np.float32) / 255
+    if not (own > 0.5).any():
         return
-    top, bottom, left, right = rows[0], rows[-1], columns[0], columns[-1]
+    best, most = np.zeros_like(product.rgba), -1.0
+    for _ in range(TRIES):  # a growth that the product hides is no fault
+        grown = _base(scene, product, thickness, rng) if thickness else _grown(scene, product, rng)
+        seen = float((grown[..., 3] / 255 * (1 - own)).sum() / own.sum())
+        if seen > most:
+            best, most = grown, seen
+        if most > LEAST:
+            break
+    blend(painting, best, 0, 0, depth, 0.2 if scene.plinth else salience)
+    if not scene.plinth:
+        painting.flaw = np.maximum(painting.flaw, best[..., 3] / np.float32(255) * (1 - own))
+
+
+def _box(rgba: np.ndarray) -> tuple[int, int, int, int]:
+    """Top, bottom, left and right of the product."""
+    rows, columns = np.flatnonzero((rgba[..., 3] > 128).any(1)), np.flatnonzero((rgba[..., 3] > 128).any(0))
+    return int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1])
+
+
+def _base(scene: Scene, product: Placed, thickness: float, rng: np.random.Generator) -> np.ndarray:
+    """A slab or disc under the product."""
+    rgba, side = product.rgba, product.rgba.shape[0]
+    _, _, left, right = _box(rgba)
+    wide = right - left + 1
+    grown = np.zeros_like(rgba)
+    half, lift = wide * rng.uniform(0.5, 0.62), max(3.0, wide * 0.13)
+    centre = ((left + right) / 2, product.anchor[1])
+    patch = _patch(rgba, side, side, rng) if not scene.plinth else _plinth(scene, side)
+    slab = rng.random() < 0.5
+    for step in range(int(thickness), -1, -1):
+        tone = 0.72 if step else 1.06
+        mask = np.zeros((side, side), np.uint8)
+        y = centre[1] + step
+        if slab:
+            points = [
+                (centre[0] - half, y + lift),
+                (centre[0] + half, y + lift),
+                (centre[0] + half * 0.86, y - lift),
+                (centre[0] - half * 0.86, y - lift),
+            ]
+            cv2.fillConvexPoly(mask, np.round(np.array(points) * 16).astype(np.int32), 255, cv2.LINE_AA, 4)
+        else:
+            middle, axes = (round(centre[0] * 16), round(y * 16)), (round(half * 16), round(lift * 16))
+            cv2.ellipse(mask, middle, axes, 0, 0, 360, 255, -1, cv2.LINE_AA, 4)
+        on = mask > 0
+        grown[on, :3] = (patch[on] * tone).clip(0, 255)
+        grown[on, 3] = np.maximum(grown[on, 3], mask[on])
+    return grown
+
+
+def _grown(scene: Scene, product: Placed, rng: np.random.Generator) -> np.ndarray:
+    """More legs, a twin, or a handle: an arc in the product's texture."""
+    rgba, side = product.rgba, product.rgba.shape[0]
+    top, bottom, left, right = _box(rgba)
     wide, high = right - left + 1, bottom - top + 1
     grown = np.zeros_like(rgba)
     sign = 1 if rng.random() < 0.5 else -1
-    if scene.fault == "base" or scene.plinth:
-        half, lift = wide * rng.uniform(0.5, 0.62), max(3.0, wide * 0.13)
-        centre = ((left + right) / 2, product.anchor[1])
-        patch = _patch(rgba, side, side, rng) if not scene.plinth else _plinth(scene, side)
-        box = rng.random() < 0.5
-        for step in range(int(thickness), -1, -1):
-            tone = 0.72 if step else 1.06
-            mask = np.zeros((side, side), np.uint8)
-            if box:
-                y = centre[1] + step
-                points = [
-                    (centre[0] - half, y + lift),
-                    (centre[0] + half, y + lift),
-                    (centre[0] + half * 0.86, y - lift),
-                    (centre[0] - half * 0.86, y - lift),
-                ]
-                cv2.fillConvexPoly(mask, np.round(np.array(points) * 16).astype(np.int32), 255, cv2.LINE_AA, 4)
-            else:
-                middle = (round(centre[0] * 16), round((centre[1] + step) * 16))
-                axes = (round(half * 16), round(lift * 16))
-                cv2.ellipse(mask, middle, axes, 0, 0, 360, 255, -1, cv2.LINE_AA, 4)
-            on = mask > 0
-            grown[on, :3] = (patch[on] * tone).clip(0, 255)
-            grown[on, 3] = np.maximum(grown[on, 3], mask[on])
-    elif scene.fault == "legs":
+    if scene.fault == "legs":
         strip = rgba[bottom - int(high * rng.uniform(0.28, 0.4)) : bottom + 1, left : right + 1]
         for _ in range(1 + int(rng.integers(1, 3))):
             shift = int(sign * wide * rng.uniform(0.12, 0.3 + 0.2 * scene.severity))
             longer = 1 + rng.uniform(0, 0.18)
-            piece = cv2.resize(
-                strip, (strip.shape[1], max(2, int(strip.shape[0] * longer))), interpolation=cv2.INTER_LINEAR
-            )
+            tall = max(2, int(strip.shape[0] * longer))
+            piece = cv2.resize(strip, (strip.shape[1], tall), interpolation=cv2.INTER_LINEAR)
             _over(grown, piece, left + shift, bottom + 1 - strip.shape[0] - int(high * rng.uniform(0, 0.03)))
             sign = -sign
     elif scene.fault == "twin":
@@ -62,31 +99,21 @@ def extend(
         piece = resize(rgba[top : bottom + 1, left : right + 1], max(2, int(wide * factor)), max(2, int(high * factor)))
         _over(grown, piece, left + shift + (wide - piece.shape[1]) // 2, bottom + 1 - piece.shape[0] - int(high * 0.03))
         grown[..., :3] = (grown[..., :3] * 0.9).astype(np.uint8)
-    else:  # a handle or arm: an arc in the product's texture
+    else:
         patch = _patch(rgba, side, side, rng)
-        edge = right if sign > 0 else left
         if rng.random() < 0.4:
-            centre, axes = (
-                ((left + right) // 2, top + int(0.03 * high)),
-                (int(wide * rng.uniform(0.2, 0.35)), int(high * rng.uniform(0.14, 0.26))),
-            )
+            centre = ((left + right) // 2, top + int(0.03 * high))
+            axes = (int(wide * rng.uniform(0.2, 0.35)), int(high * rng.uniform(0.14, 0.26)))
         else:
-            centre, axes = (
-                (edge, top + int(high * rng.uniform(0.35, 0.65))),
-                (int(wide * rng.uniform(0.16, 0.3)), int(high * rng.uniform(0.13, 0.25))),
-            )
+            centre = (right if sign > 0 else left, top + int(high * rng.uniform(0.35, 0.65)))
+            axes = (int(wide * rng.uniform(0.16, 0.3)), int(high * rng.uniform(0.13, 0.25)))
         width = max(4, int(0.03 * side * (0.7 + 0.6 * scene.severity)))
         mask = np.zeros((side, side), np.uint8)
         cv2.ellipse(mask, centre, axes, 0, 0, 360, 255, width, cv2.LINE_AA)
         lit = np.roll(mask, 2, 0).astype(np.float32) - np.roll(mask, -2, 0)
         grown[..., :3] = (patch * 0.92 - lit[..., None] * 0.12).clip(0, 255)
         grown[..., 3] = mask
-    salient = 0.2 if scene.plinth else 0.95
-    blend(painting, grown, 0, 0, depth, salient)
-    if not scene.plinth:
-        painting.flaw = np.maximum(
-            painting.flaw, grown[..., 3].astype(np.float32) / 255 * (1 - rgba[..., 3].astype(np.float32) / 255)
-        )
+    return grown
 
 
 def _patch(rgba: np.ndarray, width: int, height: int, rng: np.random.Generator) -> np.ndarray:

@@ -327,7 +327,7 @@ def _furnish(
         if item.item == plan.item.item:
             continue
         number = len(views(item.item)) // 2
-        for _ in range(16):
+        for _ in range(48 if whole else 16):
             wide, deep = item.width_cm, item.depth_cm
             aside = (own_width + wide) / 2 * float(rng.uniform(0.2, 1.2) if dense else rng.uniform(0.95, 1.7))
             most = max(wall - deep * 0.6, 0.0) if wall > 0 else 0.6 * own_depth
