@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -173,7 +173,7 @@ class Depth(Perception):
     target = "depth"
     fields = frozenset({"image", "depth"})
     monitor = ("val/spearman", "max")
-    card = {
+    card: ClassVar = {
         "use": "RFNet's depth input where a picture comes without one; differentiable in the picture.",
         "limits": "Relative inverse depth only: no metres, and the nearest point of every picture is 1. A net this "
         "small knows rooms like those below; for photographs take a published DPT (`model.pretrained=`).",
@@ -238,7 +238,7 @@ class Saliency(Perception):
     target = "saliency"
     fields = frozenset({"image", "saliency"})
     monitor = ("val/max_f", "max")
-    card = {
+    card: ClassVar = {
         "use": "RFNet's saliency input where a picture comes without one; differentiable in the picture.",
         "limits": "A net this small knows rooms like those below; for photographs take the authors' U2-Net weights, "
         "which load unchanged.",

@@ -6,7 +6,7 @@ Du et al., "Towards Reliable Advertising Image Generation Using Human Feedback",
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -178,7 +178,7 @@ class RFNetSystem(L.LightningModule):
     """
 
     monitor = ("val/availability_ap", "max")
-    card = {
+    card: ClassVar = {
         "use": "Telling which generated advertising pictures are usable, filtering them (`python -m src.score "
         "reward=rfnet`), and as the reward that tunes a generator. It wants the product cut-out in its place on the "
         "canvas, and the shop's title.",

@@ -130,7 +130,7 @@ def _under(solid: np.ndarray, reach: int) -> np.ndarray:
 
 
 def _add_product(painting: Painting, product: Placed, near: float, span: float, salience: float) -> None:
-    """The product's depth and salience. It covers all, so it is nearer than what it covers, even a wall it stands in."""
+    """The product's depth and salience. It is nearer than what it covers, even than a wall that it stands in."""
     view, zoom = product.view, product.zoom
     depth = resize(view.depth, max(1, round(view.depth.shape[1] * zoom)), max(1, round(view.depth.shape[0] * zoom)))
     meet = window(painting.depth.shape, depth.shape, product.left, product.top)
