@@ -40,6 +40,12 @@ ABOUT: tuple[str, ...] = (
 )  # what a card must say
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 SHOWN = 5  # keys named in an error
+ROOT = Path(__file__).parents[1]
+
+
+def located(name: str | Path) -> Path:
+    """`name` as it is; or in the project's folder, if only that is there: the YAMLs name shipped folders that way."""
+    return ROOT / name if not Path(name).exists() and (ROOT / name).exists() else Path(name)
 
 
 def save(
@@ -82,7 +88,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> L.LightningM
 
     Raises ValueError naming folder and file if a file is missing, truncated or unreadable, or the weights do not fit.
     """
-    folder = Path(folder)
+    folder = located(folder)
     node = model_config(folder)
     try:
         with torch.random.fork_rng(devices=[]):
@@ -98,7 +104,8 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> L.LightningM
 
 def model_config(folder: str | Path) -> dict[str, Any]:
     """The plain `{_target_: ..., arguments}` of a checkpoint folder, paths within the folder made whole."""
-    file = Path(folder) / CONFIG
+    folder = located(folder)
+    file = folder / CONFIG
     _exists(file)
     try:
         content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
@@ -107,12 +114,12 @@ def model_config(folder: str | Path) -> dict[str, Any]:
     node = content.get("model") if isinstance(content, dict) else None
     if not isinstance(node, dict) or "_target_" not in node:
         raise ValueError(f"{file} has no model with a _target_.")
-    return _whole(node, Path(folder))
+    return _whole(node, folder)
 
 
 def load_weights(net: nn.Module, folder: str | Path) -> None:
     """Fills `net` with a checkpoint folder's weights, cast to the net's own types; every key and shape must fit."""
-    file = Path(folder) / WEIGHTS
+    file = located(folder) / WEIGHTS
     state, own = read_weights(file), net.state_dict()
     problems = [
         f"{what} {', '.join(keys[:SHOWN])}{f' and {len(keys) - SHOWN} more' if len(keys) > SHOWN else ''}"

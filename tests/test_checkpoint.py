@@ -1,5 +1,6 @@
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -146,3 +147,12 @@ def test_a_foreign_pickle_is_read_as_plain_weights_or_not_at_all(tmp_path, monke
     with pytest.raises(ValueError, match=r"bad\.pt cannot be read as plain weights"):
         checkpoint.read_weights(tmp_path / "bad.pt")
     assert not (tmp_path / "touched").exists()
+
+
+def test_a_shipped_folder_is_found_from_any_working_folder_but_ones_own_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint.located("checkpoints/depth") == checkpoint.ROOT / "checkpoints/depth"
+    assert checkpoint.load("checkpoints/depth").net is not None
+    (tmp_path / "checkpoints/depth").mkdir(parents=True)
+    assert checkpoint.located("checkpoints/depth") == Path("checkpoints/depth")
+    assert checkpoint.located("Intel/dpt-large") == Path("Intel/dpt-large")

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -11,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+from src.checkpoint import located
 from src.models.perception import IMAGENET_MEAN, IMAGENET_STD, resize
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the forks of a data loader
-ROOT = Path(__file__).parents[2]
 
 
 class PictureEncoder(nn.Module):
@@ -106,7 +105,7 @@ class TitleEncoder(nn.Module):
         ordinal_numbers: bool = False,
     ) -> None:
         super().__init__()
-        place = str(ROOT / name) if not Path(name).exists() and (ROOT / name).is_dir() else name
+        place = str(located(name))
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(place)
             config, unknown = AutoConfig.from_pretrained(place, return_unused_kwargs=True, **(options or {}))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanMetric, Metric
 from torchmetrics.functional.regression import spearman_corrcoef
 
-from src.checkpoint import CONFIG, WEIGHTS, load, read_weights
+from src.checkpoint import CONFIG, WEIGHTS, load, located, read_weights
 from src.data.batch import Batch
 from src.models.dpt import aligned, depth_loss, new_dpt, pretrained_dpt
 from src.models.u2net import WIDTHS as U2NET_WIDTHS
@@ -283,13 +283,13 @@ def load_perception(name: str | Path, kind: str) -> Depth | Saliency:
     kinds: dict[str, type[Depth | Saliency]] = {"depth": Depth, "saliency": Saliency}
     if kind not in kinds:
         raise ValueError(f"perception {kind!r}: choose one of {', '.join(kinds)}")
-    path = Path(name)
+    path = located(name)
     if (path / WEIGHTS).is_file() and (path / CONFIG).is_file():
         system = load(path)
         if not isinstance(system, kinds[kind]):
             raise ValueError(f"{path} holds {type(system).__name__}, not {kinds[kind].__name__} as asked for")
     elif kind == "depth":
-        system = Depth(pretrained=str(name))
+        system = Depth(pretrained=str(path))
     elif path.is_file():
         system = official_saliency(path)
     else:
