@@ -83,6 +83,14 @@ def save(
     os.replace(folder / f"{WEIGHTS}.part", folder / WEIGHTS)
 
 
+def round_weights(net: nn.Module, dtype: str) -> None:
+    """Rounds the weights in place to what a folder of this dtype holds, so that they are measured as they ship."""
+    with torch.no_grad():
+        for weight in (*net.parameters(), *net.buffers()):
+            if weight.is_floating_point():
+                weight.copy_(weight.to(DTYPES[dtype]))
+
+
 def load(folder: str | Path, device: str | torch.device = "cpu") -> L.LightningModule:
     """The system of a checkpoint folder, in eval mode on `device`; the global random state is left as it was.
 
@@ -158,7 +166,7 @@ def card(system: Any, metrics: Mapping[str, float | None], about: Mapping[str, s
     parameters = sum(parameter.numel() for parameter in system.net.parameters())
     rows = [f"| {name} | {'-' if value is None else format(value, '.4g')} |" for name, value in metrics.items()]
     return f"""---
-license: {about["licence"].lower()}
+license: {about["licence"].partition(":")[0].lower()}
 library_name: pytorch
 ---
 # {about["title"]}

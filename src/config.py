@@ -204,8 +204,14 @@ def _fault(old: Any, new: Any) -> str:
         return f"is a mapping; its keys: {', '.join(map(str, old))}"
     if isinstance(new, dict) and not isinstance(old, dict) and "_target_" not in new:
         return f"is {_show(old)} and has no keys"
+    if isinstance(old, list) and not (new is None or isinstance(new, list) or str(new).startswith("${")):
+        return f"takes a list, such as [{_show(new)}]"
+    if isinstance(new, list) and isinstance(old, (bool, int, float, str)):
+        return f"takes one value, not the list {_show(new)}"
     if text and isinstance(old, (bool, int, float)):
         return f"takes {'true or false' if isinstance(old, bool) else 'a number'}, not {new!r}"
+    if type(old) is int and isinstance(new, float):
+        return f"takes a whole number, not {new!r}"
     return ""
 
 

@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import lightning as L
-import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from src.checkpoint import load
 from src.config import build, command
 from src.data.module import AdData
+from src.fit import set_up
 
 
 def evaluate(system: L.LightningModule, data: AdData, split: str, trainer: L.Trainer) -> dict[str, float]:
@@ -34,8 +35,7 @@ def table(metrics: dict[str, float]) -> str:
 
 def main() -> int:
     config = command("evaluate")
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    set_up(config.threads)
     L.seed_everything(config.seed, verbose=False)
     try:
         system, data = load(config.checkpoint), build(config.data)
@@ -43,7 +43,7 @@ def main() -> int:
         records = len(data.split(config.split))
         trainer = L.Trainer(**build(config.trainer), logger=False, enable_checkpointing=False)
         metrics = evaluate(system, data, config.split, trainer)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, MisconfigurationException) as error:
         sys.stderr.write(f"evaluate: {error}\n")
         return 2
     print(f"{config.checkpoint} on the {config.split} split, {records} records")

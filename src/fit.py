@@ -6,7 +6,8 @@
 
 What a system may offer besides Lightning's hooks: `monitor = ("val/macro_f1", "max")`; `card`, texts for the model card
 (keys: `src.checkpoint.ABOUT`); `calibrate(batches)`, called with the validation batches after training; `report(data,
-folder) -> list[Path]`, which draws pictures. A source may have `about`: what its records are, whether synthetic.
+folder) -> list[Path]`, which draws pictures. A source may have `about`: what its records are, whether synthetic; and
+`licence`: that of what is trained on it.
 Exit code 1: the data or the run are at fault; 2: the configuration is.
 """
 
@@ -22,6 +23,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -42,7 +44,7 @@ def main() -> None:
     assert isinstance(config, dict)
     try:
         run({str(key): value for key, value in config.items()})
-    except ValueError as error:
+    except (ValueError, OSError, MisconfigurationException) as error:
         if config.get("debug"):
             raise
         print(f"fit: {error}", file=sys.stderr)
@@ -51,10 +53,20 @@ def main() -> None:
 
 def run(config: dict[str, Any]) -> dict[str, float]:
     """The test metrics of the run that a plain configuration (`conf/fit.yaml`) describes."""
-    if config["threads"]:
-        torch.set_num_threads(config["threads"])
+    for group in ("model", "data"):
+        if not config[group]:
+            raise ConfigError(f"{group}=null: there is nothing to train without a {group}.")
+    set_up(config["threads"])
     L.seed_everything(config["seed"], verbose=False)
     return fit(build(config["model"]), build(config["data"]), config)
+
+
+def set_up(threads: int | None) -> None:
+    """The number of CPU threads, None as torch chooses; float32 products of a GPU in its fast TF32."""
+    if threads:
+        torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
 
 
 def fit(system: Any, data: AdData, config: dict[str, Any]) -> dict[str, float]:
@@ -67,7 +79,12 @@ def fit(system: Any, data: AdData, config: dict[str, Any]) -> dict[str, float]:
     out, weights = Path(config["out"]), config.get("weights", "last")
     monitor = getattr(system, "monitor", None)
     if weights not in ("last", "best") or (weights == "best" and not monitor):
-        raise ValueError(f"weights={weights}: choose last{' or best' if monitor else ', the system has no monitor'}.")
+        raise ConfigError(f"weights={weights}: choose last{' or best' if monitor else ', the system has no monitor'}.")
+    if weights == "best" and config["trainer"].get("limit_val_batches") == 0:
+        raise ConfigError("weights=best needs a validation: trainer.limit_val_batches=0 leaves none.")
+    dtype = config.get("dtype", "float32")
+    if dtype not in checkpoint.DTYPES:
+        raise ConfigError(f"dtype={dtype}: choose one of {', '.join(checkpoint.DTYPES)}.")
     data.require(system)
     tests = is_overridden("test_step", system)
     sizes = {name: len(data.split(name)) for name in ("train", "val", *(["test"] if tests else []))}
@@ -84,15 +101,17 @@ def fit(system: Any, data: AdData, config: dict[str, Any]) -> dict[str, float]:
         if weights == "best":
             state = torch.load(out / "best.ckpt", map_location="cpu", weights_only=True)
             system.load_state_dict(state["state_dict"])
+        device = trainer.strategy.root_device
+        checkpoint.round_weights(system.net, dtype)
         if hasattr(system, "calibrate"):
-            system.to(trainer.strategy.root_device).eval()
-            system.calibrate(data.batches("val", trainer.strategy.root_device))
+            system.to(device).eval()
+            system.calibrate(data.batches("val", device))
         measured = trainer.callback_metrics if not tests else trainer.test(system, data, verbose=False)[0]
 
     metrics = {name: float(value) for name, value in measured.items()}
     if trainer.is_global_zero:
-        about = describe(system, data, sizes, config, f"{duration(keeper.seconds)} for {trainer.global_step} steps")
-        dtype = config.get("dtype", "float32")
+        spent = f"{duration(keeper.seconds)} for {trainer.global_step} steps"
+        about = describe(system, data, sizes, config, spent, machine(device, trainer.world_size))
         checkpoint.save(out / "checkpoint", system.cpu().eval(), config["model"], metrics, about, dtype)
         pictures = system.report(data, out / "pictures") if hasattr(system, "report") else []
         width = max(map(len, metrics), default=0)
@@ -126,11 +145,19 @@ def new_trainer(out: Path, config: dict[str, Any], monitor: tuple[str, str] | No
     )
 
 
-def describe(system: Any, data: AdData, sizes: dict[str, int], config: dict[str, Any], spent: str) -> dict[str, str]:
+def machine(device: torch.device, world_size: int) -> str:
+    """What the run ran on, such as "2 x NVIDIA H100" or "2 CPU cores, x86_64"."""
+    if device.type == "cuda":
+        return f"{world_size} x {torch.cuda.get_device_name(device)}"
+    return f"{os.cpu_count()} {'CPU' if device.type == 'cpu' else device.type} cores, {platform.machine()}"
+
+
+def describe(
+    system: Any, data: AdData, sizes: dict[str, int], config: dict[str, Any], spent: str, machine: str
+) -> dict[str, str]:
     """The texts of the model card."""
     source = data.source
     words = [word for word in sys.argv[1:] if not word.startswith(("out=", "resume="))]
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     counts = ", ".join(f"{size} {name}" for name, size in sizes.items())
     return {
         "title": config.get("choices", {}).get("model", type(system).__name__),
@@ -140,8 +167,8 @@ def describe(system: Any, data: AdData, sizes: dict[str, int], config: dict[str,
         "data": f"{type(source).__name__}: {getattr(source, 'about', first_paragraph(source))} Records: {counts}.",
         "command": shlex.join(["python", "-m", "src.fit", *words]),
         "time": spent,
-        "machine": gpu or f"{os.cpu_count()} CPU cores, {platform.machine()}",
-        "licence": "Apache-2.0",
+        "machine": machine,
+        "licence": getattr(source, "licence", "Apache-2.0"),
         **getattr(system, "card", {}),
     }
 

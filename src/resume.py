@@ -15,7 +15,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from omegaconf import OmegaConf
 
-FREE = ("data.num_workers", "data.source.cache")  # may change on resuming: the result does not depend on them
+# May change on resuming: the result does not depend on them.
+FREE = ("data.num_workers", "data.source.cache", "data.cache", "data.root", "data.quarantine", "data.verify")
+# Of the trainer's arguments, those that must not change: which batches a step sees, and what it does with them.
+KEPT = ("precision", "accumulate_grad_batches", "limit_train_batches", "gradient_clip_val")
 
 
 def open_run(out: Path, config: dict[str, Any]) -> Path | None:
@@ -51,7 +54,8 @@ def same_run(config: Any) -> dict[str, Any]:
 
     for part in ("model", "data", "seed"):
         walk(part, config.get(part))
-    return flat
+    trainer = config.get("trainer") or {}
+    return flat | {f"trainer.{name}": trainer.get(name) for name in KEPT}
 
 
 def batches_trained(trainer: L.Trainer) -> int:
@@ -100,8 +104,14 @@ class LastCheckpoint(Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint["steps_logged"] = trainer.fit_loop.epoch_loop._batches_that_stepped
+        checkpoint["world_size"] = trainer.world_size
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        if (processes := checkpoint.get("world_size", trainer.world_size)) != trainer.world_size:
+            raise ValueError(
+                f"{self.path} was trained by {processes} processes, these are {trainer.world_size}: batches would be "
+                f"seen twice or never. Resume with trainer.devices={processes}."
+            )
         self._logged = checkpoint.get("steps_logged")
 
     def state_dict(self) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from src.config import build, command
 from src.data.batch import Batch, Record, collate, to_float
 from src.data.ledger import Bad, Ledger
 from src.data.table import Ads, Folder, Row, RowError, Table
+from src.fit import set_up
 from src.rewards.base import Reward
 
 READERS = min(8, os.cpu_count() or 1)  # threads that decode pictures; decoding lets go of the interpreter's lock
@@ -40,13 +41,13 @@ class Chunk(NamedTuple):
     bad: list[Bad]
 
 
-def read(ads: Ads, rows: list[Row], pin: bool) -> Chunk:
-    """The chunk of these rows, its files decoded, in pinned memory for a GPU."""
+def read(ads: Ads, rows: list[Row], max_size: int | None, pin: bool) -> Chunk:
+    """The chunk of these rows, its files decoded, none larger than `max_size` px, in pinned memory for a GPU."""
     groups: dict[tuple[int, ...], list[tuple[int, Record]]] = defaultdict(list)
     bad = []
     for row in rows:
         try:
-            record = ads.read(row)
+            record = ads.read(row, max_size)
             groups[record["image"].shape].append((row.number, record))
         except RowError as error:
             bad.append(Bad(row.number, _printable(row.key), _printable(error.file), _printable(str(error))))
@@ -63,26 +64,37 @@ def read(ads: Ads, rows: list[Row], pin: bool) -> Chunk:
 
 
 @torch.inference_mode()
-def judged(reward: Reward, chunk: Chunk, device: torch.device) -> list[tuple[list[int], list[str], dict[str, Tensor]]]:
-    """Row numbers, keys and named scores of each batch; on a GPU they may still be under way."""
+def judged(
+    reward: Reward, chunk: Chunk, device: torch.device, half: bool = False
+) -> list[tuple[list[int], list[str], dict[str, Tensor]]]:
+    """Row numbers, keys and named scores of each batch; on a GPU they may still be under way. `half`: in bfloat16."""
     results = []
     for numbers, batch in chunk.batches:
         moved = {f: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for f, v in batch.items()}
         moved = to_float(moved)
-        score = reward(moved["image"], moved)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            score = reward(moved["image"], moved)
         results.append((numbers, batch["key"], {"value": score.value} | score.parts))
     return results
 
 
-def score(reward: Reward, ads: Ads, ledger: Ledger, batch_size: int, device: torch.device) -> None:
+def score(
+    reward: Reward,
+    ads: Ads,
+    ledger: Ledger,
+    batch_size: int,
+    device: torch.device,
+    max_size: int | None = None,
+    half: bool = False,
+) -> None:
     """Fills the ledger with the scores of all rows that it does not have yet, `batch_size` rows at a time."""
     done = ledger.progress.rows
     chunks = _chunks(islice(ads, done, None), batch_size)
-    loaded = _ahead(lambda rows: read(ads, rows, device.type == "cuda"), chunks)
+    loaded = _ahead(lambda rows: read(ads, rows, max_size, device.type == "cuda"), chunks)
     with tqdm(total=max(ads.total, done), initial=done, unit="ad", disable=None) as bar:
         waiting: deque[tuple[Chunk, Any]] = deque()
         for chunk in loaded:  # a GPU works on this chunk while the one before is written
-            waiting.append((chunk, judged(reward, chunk, device)))
+            waiting.append((chunk, judged(reward, chunk, device, half)))
             if len(waiting) > (device.type != "cpu"):
                 bar.update(_write(ledger, *waiting.popleft()))
         for pair in waiting:
@@ -92,37 +104,42 @@ def score(reward: Reward, ads: Ads, ledger: Ledger, batch_size: int, device: tor
 
 def main() -> int:
     config = command("score")
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    set_up(config.threads)
     try:
-        device = _device(config.device)
+        device = torch_device(config.device)
         reward, ads = _parts(config)
         of = {
             "table" if config.table else "folder": ads.fingerprint,
             "reward": OmegaConf.to_container(config.reward, resolve=True),
             "weights": _fingerprint(reward),
             "batch_size": config.batch_size,
+            "max_size": config.max_size,
+            "precision": config.precision,
         }
         ledger = Ledger(Path(config.out), of, config.resume)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"score: {error}\n")
         return 2
     if not ledger.progress.complete:
-        score(reward.to(device), ads, ledger, config.batch_size, device)
+        half = config.precision == "bfloat16"
+        score(reward.to(device), ads, ledger, config.batch_size, device, config.max_size, half)
     return ledger.report()
 
 
 def _parts(config: DictConfig) -> tuple[Reward, Ads]:
     if (config.table is None) == (config.folder is None):
         raise ValueError("give either table=FILE or folder=DIR.")
-    if config.batch_size < 1:
-        raise ValueError(f"batch_size={config.batch_size} must be at least 1.")
+    if config.batch_size < 1 or (config.max_size or 1) < 1:
+        raise ValueError(f"batch_size={config.batch_size} and max_size={config.max_size} must be at least 1.")
+    if config.precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision={config.precision}: choose one of float32, bfloat16.")
     reward: Reward = build(config.reward)
     ads = Table(Path(config.table), reward.fields) if config.table else Folder(Path(config.folder), reward.fields)
     return reward, ads
 
 
-def _device(name: str) -> torch.device:
+def torch_device(name: str) -> torch.device:
+    """The device of that name, "auto" being a GPU if there is one. Raises ValueError for one that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,9 +1,11 @@
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from src.data.rf1m import write_example
 from src.evaluate import main
 from tests.rewards import tiny
 
@@ -20,9 +22,9 @@ SMALL = [
 ]
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+def command(monkeypatch: pytest.MonkeyPatch, *words: str, small: Sequence[str] = SMALL) -> int:
     """The exit code of `python -m src.evaluate` with these words, run in this process."""
-    monkeypatch.setattr(sys, "argv", ["evaluate", *SMALL, *words])
+    monkeypatch.setattr(sys, "argv", ["evaluate", *small, *words])
     try:
         return main()
     except SystemExit as exit:
@@ -71,18 +73,27 @@ def test_a_perception_net_is_measured_too_and_without_out_nothing_is_written(
     [
         (["checkpoint=none"], "There is no checkpoint folder none"),
         (["checkpoint={net}", "split=exam"], "exam"),
-        (["checkpoint={net}", "data.source.holds=[image,product,label]"], "depth, saliency, title"),
+        (
+            ["checkpoint={net}", "data.source.holds=[image,product,label]", "data.perception=null"],
+            "depth, saliency, title",
+        ),
+        (["checkpoint={depth}", "data.source.holds=[image,label]"], "depth is nothing to learn from or to measure by"),
+        (["checkpoint={net}", "data=rf1m", "data.root={rf1m}", "data.unsuitable=class"], "the data has the classes"),
+        (["checkpoint={net}", "trainer.accelerator=tpu"], "TPU"),
         ([], "checkpoint=..."),
     ],
 )
 def test_what_cannot_be_measured_is_one_line_and_exit_code_2(
+    tmp_path: Path,
     nets: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     words: list[str],
     message: str,
 ) -> None:
-    assert command(monkeypatch, *(word.format(net=nets["checkpoint"]) for word in words)) == 2
+    rf1m = write_example(tmp_path / "rf1m", count=12, size=32)
+    words = [word.format(net=nets["checkpoint"], depth=nets["depth"], rf1m=rf1m) for word in words]
+    assert command(monkeypatch, *words, small=[] if "data=rf1m" in words else SMALL) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

@@ -125,7 +125,7 @@ def configuration(out: Path, resume: bool, **change: Any) -> dict[str, Any]:
     trainer = {"accelerator": "cpu", "devices": 1, "max_epochs": 3, "val_check_interval": 3, "log_every_n_steps": 1}
     trainer |= {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
     data = {"num_workers": change.pop("num_workers", 0)}
-    keys = ("checkpoint_every", "weights", "init", "data", "seed")
+    keys = ("checkpoint_every", "weights", "init", "data", "seed", "dtype")
     own = {key: change.pop(key) for key in keys if key in change}
     config = {"out": str(out), "seed": 3, "resume": resume, "init": None, "checkpoint_every": 4, "data": data}
     return config | own | {"model": {"_target_": "src.x.Tiny"}, "trainer": trainer | change}
@@ -257,6 +257,31 @@ def test_resuming_with_another_configuration_is_refused_by_key(tmp_path):
     assert "num_workers" not in str(error.value)  # may change: the result does not depend on it
 
 
+def test_resuming_with_other_batches_a_step_is_refused(tmp_path):
+    train(tmp_path, max_epochs=1)
+    with pytest.raises(ValueError, match=r"another trainer\.accumulate_grad_batches \(None -> 2\)"):
+        train(tmp_path, True, accumulate_grad_batches=2)
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    torch.save({**state, "world_size": 8}, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"trained by 8 processes, these are 1: .*trainer\.devices=8"):
+        train(tmp_path, True, max_epochs=2)
+
+
+def test_half_precision_weights_are_measured_as_they_ship(tmp_path):
+    found = train(tmp_path, max_epochs=1, dtype="float16")
+    from safetensors.torch import load_file
+
+    shipped = load_file(tmp_path / "checkpoint/model.safetensors")
+    system = Tiny()
+    system.net.load_state_dict(shipped)
+    system.eval()
+    losses = [
+        nn.functional.cross_entropy(system.net(batch["image"]), batch["label"]) * len(batch["label"])
+        for batch in AdData(Digits(), batch_size=4, num_workers=0).batches("test")
+    ]
+    assert float(sum(losses) / 10) == pytest.approx(found["test/loss"], abs=1e-6)
+
+
 def test_best_weights_and_a_start_from_a_checkpoint(tmp_path, capsys):
     train(tmp_path / "a", max_epochs=2, weights="best")
     best = torch.load(tmp_path / "a/best.ckpt", weights_only=True)["state_dict"]
@@ -279,6 +304,11 @@ def test_impossible_wishes_are_refused_before_anything_is_written(tmp_path):
         train(tmp_path / "a", weights="first")
     with pytest.raises(ValueError, match="checkpoint_every=0"):
         train(tmp_path / "a", checkpoint_every=0)
+    with pytest.raises(ValueError, match="weights=best needs a validation"):
+        train(tmp_path / "a", weights="best", limit_val_batches=0)
+    with pytest.raises(ValueError, match="dtype=int8: choose one of float32, float16"):
+        train(tmp_path / "a", dtype="int8")
+    assert not (tmp_path / "a").exists()
 
 
 def test_the_command_trains_and_data_errors_are_one_line(tmp_path):

@@ -111,6 +111,17 @@ def test_bad_rows_are_listed_and_the_rest_is_scored(tmp_path: Path) -> None:
     assert [word in bad[i][3] for i, word in enumerate(("identify", "identify", "row 1", "nan"))] == [True] * 4
 
 
+def test_a_picture_above_the_largest_size_is_reduced_with_all_that_lies_on_it(tmp_path: Path) -> None:
+    file = fill(tmp_path, 2, sizes=((40, 20), (10, 10)))
+    ads = Table(file, frozenset({"product", "title"}))
+    large, small = (ads.read(row, 20) for row in ads)
+    assert large["image"].shape == (3, 10, 20)
+    assert large["product"].shape == (4, 10, 20)
+    assert small["image"].shape == (3, 10, 10)
+    reduced = Image.open(tmp_path / "image0.png").resize((20, 10), Image.Resampling.BILINEAR)
+    assert np.array_equal(large["image"], np.asarray(reduced).transpose(2, 0, 1))
+
+
 def test_a_folder_is_scored_and_an_empty_one_too(tmp_path: Path) -> None:
     (tmp_path / "image").mkdir()
     (tmp_path / "title").mkdir()

@@ -1,11 +1,12 @@
 """The tables beside the pictures: label.txt, a table of titles, lists of keys; a million rows in seconds."""
 
+import codecs
 import csv
 import json
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -76,18 +77,19 @@ def _class(name: str) -> int:
     return NAMES.index(name)
 
 
-def read_texts(path: Path, fault: Fault) -> tuple[Names, dict[str, Names]]:
+def read_texts(path: Path, fault: Fault, encoding: str = "utf-8") -> tuple[Names, dict[str, Names]]:
     """The keys of a CSV, TSV or JSONL table with `key`, `title` and maybe `prompt`, and these texts by field.
 
-    A row with an empty key or text is left out, so that its picture counts as one without a title.
+    A row with an empty key or text is left out, so that its picture counts as one without a title. A row that is
+    torn, has too many or too few cells or is not in `encoding` is a fault.
     """
     if path.suffix.lower() not in TABLES:
         raise ValueError(f"{path}: titles come from a table of type {', '.join(TABLES)}.")
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such table of titles.")
+        raise ValueError(f"{path}: there is no such table of titles; data.titles=null says that there is none.")
     texts: dict[str, list[bytes]] = {}
     keys: list[bytes] = []
-    for line, row in _rows(path, fault):
+    for line, row in _rows(path, fault, encoding):
         fields = [field for field in ("title", "prompt") if field in row]
         if not texts:
             if "key" not in row or "title" not in row:
@@ -102,21 +104,50 @@ def read_texts(path: Path, fault: Fault) -> tuple[Names, dict[str, Names]]:
     return Names(keys), {field: Names(values) for field, values in texts.items()}
 
 
-def _rows(path: Path, fault: Fault) -> Iterator[tuple[int, dict]]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        if separator := TABLES[path.suffix.lower()]:
-            reader = csv.DictReader(file, delimiter=separator)
-            for row in reader:
-                yield reader.line_num, row
-            return
-        for line, text in enumerate(file, 1):
-            if not text.strip():
-                continue
+def _rows(path: Path, fault: Fault, encoding: str) -> Iterator[tuple[int, dict]]:
+    """The rows that are whole, each with the line it ends in."""
+    form = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
+    try:
+        codecs.lookup(form)
+    except LookupError:
+        raise ValueError(f"titles_encoding={encoding}: Python knows no such encoding.") from None
+    with open(path, encoding=form, errors="surrogateescape", newline="") as file:  # bad bytes are told with their row
+        lines = _json_lines(file) if path.suffix.lower() == ".jsonl" else _csv_lines(file, TABLES[path.suffix.lower()])
+        for line, row, reason in lines:
             try:
-                row = json.loads(text)
-            except ValueError as error:
-                row = error
-            if isinstance(row, dict):
-                yield line, row
+                "".join(map(str, row.values())).encode()
+            except UnicodeEncodeError:
+                reason = f"is not {encoding}; data.titles_encoding= names another encoding"
+            if reason:
+                fault(path, line, str(row.get("key", "")).encode(errors="replace").decode(), reason)
             else:
-                fault(path, line, text.strip()[:80], f"is no JSON object ({row})")
+                yield line, row
+
+
+def _csv_lines(file: IO[str], separator: str) -> Iterator[tuple[int, dict, str]]:
+    reader = csv.reader(file, delimiter=separator, strict=True)
+    header: list[str] = []
+    while True:
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield reader.line_num, {}, f"is no row of a table: {error}"
+            continue
+        if header and cells:
+            odd = len(cells) != len(header)
+            reason = f"has {len(cells)} cells for {len(header)} columns" if odd else ""
+            yield reader.line_num, dict(zip(header, cells, strict=False)), reason
+        header = header or cells
+
+
+def _json_lines(file: IO[str]) -> Iterator[tuple[int, dict, str]]:
+    for line, text in enumerate(file, 1):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except ValueError as error:
+            row = error
+        yield (line, row, "") if isinstance(row, dict) else (line, {}, f"is no JSON object ({row})")

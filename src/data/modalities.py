@@ -1,7 +1,8 @@
 """The picture files of a row (image, product, depth, saliency), each found in its archive: read, checked, verified."""
 
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from src.data.pictures import BROKEN, check_canvas, decoded, opened
 from src.data.splits import stamp
 
 CHUNK = 128  # rows that one verifying thread takes at a time
+SAVE_SECONDS = 60  # between two notes of what is good
 HEADER = 16384  # bytes that nearly always hold a picture's header
 
 
@@ -51,10 +53,11 @@ class Modalities(dict[str, tuple[Archive, np.ndarray]]):
             except BROKEN as error:
                 raise _unreadable(field, archive, found[row], error) from error
 
-    def broken(self, rows: np.ndarray, pixels: bool, cache: Path) -> Iterator[tuple[int, str]]:
+    def broken(self, rows: np.ndarray, pixels: bool, cache: Path) -> Generator[tuple[int, str]]:
         """The rows whose headers, or pixels too, are broken, with the reason, in order; shows progress.
 
-        What is found good is noted in the file `cache`, and not opened again unless it changes.
+        What is found good is noted in the file `cache`, also if the search is broken off, and not opened again unless
+        it changes. Close the iterator.
         """
         marks = np.array([self._mark(row, pixels) for row in rows.tolist()], np.uint64)
         good = load_arrays(cache).get("marks", np.empty(0, np.uint64))
@@ -66,13 +69,19 @@ class Modalities(dict[str, tuple[Archive, np.ndarray]]):
             return [self._reason(row, pixels) for row in rows[chunk].tolist()]
 
         chunks = np.split(todo, range(CHUNK, len(todo), CHUNK))
-        healthy = []
-        with ThreadPoolExecutor() as pool, tqdm(total=len(todo), desc="verifying pictures", unit="row") as bar:
-            for chunk, found in zip(chunks, pool.map(reasons, chunks), strict=True):
-                bar.update(len(chunk))
-                healthy += [index for index, reason in zip(chunk, found, strict=True) if not reason]
-                yield from ((int(rows[index]), reason) for index, reason in zip(chunk, found, strict=True) if reason)
-        save_arrays(cache, marks=np.union1d(good, marks[healthy]))
+        healthy: list[int] = []
+        saved = time.monotonic()
+        try:
+            with ThreadPoolExecutor() as pool, tqdm(total=len(todo), desc="verifying pictures", unit="row") as bar:
+                for chunk, found in zip(chunks, pool.map(reasons, chunks), strict=True):
+                    bar.update(len(chunk))
+                    healthy += [index for index, reason in zip(chunk, found, strict=True) if not reason]
+                    yield from ((int(rows[i]), reason) for i, reason in zip(chunk, found, strict=True) if reason)
+                    if time.monotonic() - saved > SAVE_SECONDS:
+                        save_arrays(cache, marks=np.union1d(good, marks[healthy]))
+                        saved = time.monotonic()
+        finally:  # the first bad file may end it, or a kill
+            save_arrays(cache, marks=np.union1d(good, marks[healthy]))
 
     def _reason(self, row: int, pixels: bool) -> str:
         try:

@@ -1,19 +1,20 @@
 """The one data module: any source of records for any system, in an order that depends on seed and step alone."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from src.data.batch import Batch, Record, collate, to_float
+from src.data.splits import SPLITS
 from src.models.perception import load_perception
 from src.resume import batches_trained
 
-SPLITS = ("train", "val", "test")
 PERCEIVED = ("depth", "saliency")  # fields that a net can make from the image
 
 
@@ -138,6 +139,9 @@ class AdData(L.LightningDataModule):
         perceived: share in [0, 1] of the training rows whose maps those nets make although the source has them: a
             system that is to judge pictures without maps of their own should have met both kinds.
 
+    A system says what it needs: `fields`; `targets`, those of them that it learns, which must be the source's own, or
+    it would be measured against another net; and `classes`, if its labels have names.
+
     Raises ValueError at `setup` if the system needs a field that neither the source nor perception gives.
     """
 
@@ -163,6 +167,7 @@ class AdData(L.LightningDataModule):
         self.perception = {f: place for f, place in (perception or {}).items() if perceived or f not in source.fields}
         self._splits: dict[str, Rows] = {}
         self._nets: dict[str, torch.nn.Module] = {}
+        self._wanted: frozenset[str] | None = None  # the perceived fields that the system looks at; None: all
 
     @property
     def fields(self) -> frozenset[str]:
@@ -190,21 +195,35 @@ class AdData(L.LightningDataModule):
         self.perceive()
 
     def perceive(self) -> None:
-        """Loads the perception nets that are not loaded yet."""
+        """Loads the perception nets that the system wants and that are not loaded yet."""
         for field, place in self.perception.items():
-            if field not in self._nets:
+            if field not in self._nets and (self._wanted is None or field in self._wanted):
                 self._nets[field] = load_perception(place, field)
 
     def require(self, system: Any) -> None:
-        """Raises ValueError naming every field that `system` needs and the batches lack."""
-        missing = sorted(system.fields - self.fields)
+        """Raises ValueError naming every field that `system` needs and the batches lack, or the classes that differ."""
+        targets = frozenset(getattr(system, "targets", ()))
+        missing = sorted((system.fields - self.fields) | (targets - self.source.fields))
         if missing:
-            learnable = [f"data.perception.{field}=FOLDER" for field in missing if field in PERCEIVED]
+            fillable = [f"data.perception.{f}=FOLDER" for f in missing if f in PERCEIVED and f not in targets]
+            learnt = [f for f in missing if f in targets & self.perception.keys()]
             raise ValueError(
                 f"{type(system).__name__} needs {', '.join(missing)}, which {type(self.source).__name__} lacks "
                 f"(it has {', '.join(sorted(self.source.fields))})."
-                + (f" A perception net can fill it: {' '.join(learnable)}" if learnable else "")
+                + (f" A perception net can fill it: {' '.join(fillable)}" if fillable else "")
+                + (
+                    f" A perception net's {', '.join(learnt)} is nothing to learn from or to measure by."
+                    if learnt
+                    else ""
+                )
             )
+        classes = tuple(getattr(system, "classes", self.classes))
+        if classes != self.classes:
+            raise ValueError(
+                f"the data has the classes {', '.join(self.classes)}, the system {', '.join(classes)}; to train, "
+                f"model.classes=[{','.join(self.classes)}]"
+            )
+        self._wanted = frozenset(system.fields) - targets
 
     def train_dataloader(self) -> DataLoader:
         rows, (replicas, rank) = self.split("train"), self._place()
@@ -223,17 +242,21 @@ class AdData(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._evaluation("test", *self._place())
 
-    def batches(self, name: str, device: torch.device | str = "cpu") -> "Batches":
-        """A whole split in order, in this process alone, as batches ready for a system on `device`."""
+    def batches(self, name: str, device: torch.device | str = "cpu", first: int = 0) -> "Batches":
+        """A split in order from row `first` on, in this process alone, as batches ready for a system on `device`."""
         self.perceive()
-        return Batches(self, self._evaluation(name, 1, 0), torch.device(device))
+        rows = Subset(self.split(name), range(first, len(self.split(name))))  # pyright: ignore[reportArgumentType]
+        return Batches(self, self._loader(rows, EvaluationBatches(len(rows), self.batch_size)), torch.device(device))
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int = 0) -> Batch:
         batch = to_float(batch)
         image, rows = batch["image"] if self._nets else None, self._perceived(len(batch["key"]))
         for field, net in self._nets.items():
             assert image is not None
-            with torch.no_grad():
+            with (
+                torch.no_grad(),
+                nullcontext() if self.trainer is None else self.trainer.precision_plugin.forward_context(),
+            ):
                 if field not in self.source.fields:
                     batch[field] = net.to(image.device)(image)
                 elif len(rows):

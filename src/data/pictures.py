@@ -41,6 +41,8 @@ def decoded(image: Image.Image, field: str, size: int, fit: str) -> np.ndarray:
 
     Raises one of BROKEN, ValueError for pixels that are neither 8 nor 16 bits.
     """
+    if field == "image":
+        image.draft("RGB", (2 * size, 2 * size))  # a JPEG far larger than needed is decoded at a fraction of its size
     image = in_mode(image, CHANNELS[field])
     if fit == "pad":
         scale = size / max(image.size)

@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -26,23 +28,35 @@ class Quarantine:
     def write(self) -> None:
         """Replaces the file, in one step, by the rows listed."""
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
-            part.write_bytes(b"".join(self.rows))
-            os.replace(part, self.path)
+            with self._told():
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
+                part.write_bytes(b"".join(self.rows))
+                os.replace(part, self.path)
 
     def append(self, file: Path, line: int, key: str, reason: str) -> None:
         """Adds a row to the file, unless it is there, with one appending write: lines of several workers never mix."""
         if self.path is None:
             raise ValueError(f"{file}, line {line}, '{key}': {reason}.")
         entry = _entry(file, line, key, reason)
-        if self.path.exists() and entry in self.path.read_bytes():
-            return
-        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        with self._told():
+            if self.path.exists() and entry in self.path.read_bytes():
+                return
+            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(handle, entry)
+            finally:
+                os.close(handle)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
         try:
-            os.write(handle, entry)
-        finally:
-            os.close(handle)
+            yield
+        except OSError as error:
+            raise ValueError(
+                f"the list of bad rows {self.path} cannot be written ({error.strerror}); data.quarantine=FILE or "
+                "data.cache=FOLDER names another place."
+            ) from None
 
 
 def _entry(file: Path, line: int, key: str, reason: str) -> bytes:

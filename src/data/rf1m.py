@@ -8,7 +8,9 @@ them, they are read. Run `python -m src.data.rf1m OUT` for a small folder of thi
 import argparse
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -32,19 +34,26 @@ class RF1M:
     root, labels: the folder and, below it, the table; label_map: its label strings -> class names (None: the release's
     1 to 6; names are read too). unsuitable: "drop", or "class" for a sixth class. separator, header: of the table.
     images, products, depth, saliency: folder, .tar, .zip or glob below root; depth is relative inverse depth (white is
-    near). titles: CSV, TSV or JSONL table with key, title and maybe prompt. Products, maps and titles belong to the
-    picture of the same file stem. A row that lacks a configured modality is an error, unless `require` lists that
-    modality: then such rows are left out and counted in `counts` (a third of the release has products).
+    near). titles: CSV, TSV or JSONL table with key, title and maybe prompt, in titles_encoding. Products, maps and
+    titles belong to the picture of the same file stem. A row that lacks a configured modality is an error, unless
+    `require` lists that modality: then such rows are left out and counted in `counts` (a third of the release has
+    products).
     size, fit: see `src.data.pictures.decoded`.
     val, test: shares of the rows, drawn by a hash of the key, so that added rows move no other row; split_pattern: a
     regular expression whose first group, in place of the key, is hashed (pictures of one product stay together);
     split_files: {split: list of keys}, instead; "train" without a list gets the rows that are in none.
     on_error: "raise" a ValueError at the first bad line, or "skip": bad rows go to `quarantine` (JSONL: file, line,
-    key, reason; None: quarantine.jsonl in root) and out of the splits. A picture found broken while reading is
+    key, reason; None: quarantine.jsonl in cache or root) and out of the splits. A picture found broken while reading is
     added there and the next readable row of the split takes its place, the same one each time. A new start lists anew.
     verify: look at every file beforehand, "headers" or "pixels", once: what was found good is remembered. None means
     "headers" with skip, else "none". cache: folder for that list and the indices of packages; None: beside them.
     """
+
+    about = (
+        "RF1M (Du et al., ECCV 2024): generated advertising pictures of JD.com's products with people's labels; "
+        "for academic research only."
+    )
+    licence = "Other: trained on RF1M, whose owner JD.com allows academic research only"
 
     def __init__(
         self,
@@ -57,6 +66,7 @@ class RF1M:
         images: str = ".",
         products: str | None = None,
         titles: str | None = None,
+        titles_encoding: str = "utf-8",
         depth: str | None = None,
         saliency: str | None = None,
         require: Sequence[str] = (),
@@ -84,7 +94,7 @@ class RF1M:
         if not self.root.is_dir():
             raise ValueError(f"root={root}: there is no such folder.")
         self.table = self.root / labels
-        listed = Path(quarantine) if quarantine else self.root / "quarantine.jsonl"
+        listed = Path(quarantine) if quarantine else Path(cache or self.root) / "quarantine.jsonl"
         self.fault = Quarantine(listed if on_error == "skip" else None)
         self.classes: tuple[str, ...] = (*CLASSES, UNSUITABLE) if unsuitable == "class" else CLASSES
         store = Path(cache) if cache else None
@@ -102,14 +112,15 @@ class RF1M:
         self.pictures = self._pictures(patterns, keep, require, store)
         self.texts: dict[str, tuple[Names, np.ndarray]] = {}
         if titles:
-            known, texts = read_texts(self.root / titles, self.fault)
+            known, texts = read_texts(self.root / titles, self.fault, titles_encoding)
             found = self._found("title", known.find(self.keys), keep, require)
             self.texts = {field: (names, found) for field, names in texts.items()}
         self.fields = frozenset({"key", "label", *self.pictures, *self.texts})
         if verify != "none":
             seen = (store or self.root) / f"{self.table.name}.verified.npz"
-            for row, reason in self.pictures.broken(np.flatnonzero(keep), verify == "pixels", seen):
-                self._drop(keep, row, reason)
+            with closing(self.pictures.broken(np.flatnonzero(keep), verify == "pixels", seen)) as broken:
+                for row, reason in broken:
+                    self._drop(keep, row, reason)
         self.counts["quarantined"] = len(self.fault)
         self.fault.write()
         rows = np.flatnonzero(keep)
@@ -166,7 +177,8 @@ class RF1M:
             keep &= ~out
         for row in np.flatnonzero(keep & (found < 0)).tolist():
             count = "no" if found[row] == NONE else "more than one"
-            self._drop(keep, row, f"{count} {field} of this name")
+            way = f" (data.require=[{field}] leaves out the rows without one)" if found[row] == NONE else ""
+            self._drop(keep, row, f"{count} {field} of this name{way}")
         return found
 
 
@@ -190,61 +202,16 @@ class Rows(Dataset):
 
 
 def rf1m_data(
-    root: str,
-    labels: str = "label.txt",
-    label_map: Mapping[int | str, str] | None = None,
-    unsuitable: str = "drop",
-    separator: str | None = None,
-    header: bool = False,
-    images: str = ".",
-    products: str | None = None,
-    titles: str | None = None,
-    depth: str | None = None,
-    saliency: str | None = None,
-    require: Sequence[str] = (),
-    size: int = 384,
-    fit: str = "squash",
-    val: float = 0.05,
-    test: float = 0.05,
-    split_pattern: str | None = None,
-    split_files: Mapping[str, str] | None = None,
-    on_error: str = "raise",
-    quarantine: str | None = None,
-    verify: str | None = None,
-    cache: str | None = None,
     batch_size: int = 32,
     num_workers: int = 2,
     seed: int = 0,
     perception: Mapping[str, str | None] | None = None,
     perceived: float = 0.0,
+    **source: Any,
 ) -> AdData:
-    """The data module of an RF1M folder, so that its words are flat (`data.root=`); see RF1M and AdData."""
-    source = RF1M(
-        root=root,
-        labels=labels,
-        label_map=label_map,
-        unsuitable=unsuitable,
-        separator=separator,
-        header=header,
-        images=images,
-        products=products,
-        titles=titles,
-        depth=depth,
-        saliency=saliency,
-        require=require,
-        size=size,
-        fit=fit,
-        val=val,
-        test=test,
-        split_pattern=split_pattern,
-        split_files=split_files,
-        on_error=on_error,
-        quarantine=quarantine,
-        verify=verify,
-        cache=cache,
-    )
+    """The data module of an RF1M folder, so that its words are flat (`data.root=`); `source`: RF1M's arguments."""
     nets = {field: place for field, place in (perception or {}).items() if place}
-    return AdData(source, batch_size, num_workers, seed, nets, perceived)
+    return AdData(RF1M(**source), batch_size, num_workers, seed, nets, perceived)
 
 
 def write_example(root: str | Path, count: int = 200, size: int = 128, seed: int = 0) -> Path:

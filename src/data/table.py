@@ -74,10 +74,11 @@ class Ads(ABC):
                 row = replace(row, problem=f"the key is that of row {first}")
             yield row
 
-    def read(self, row: Row) -> Record:
+    def read(self, row: Row, max_size: int | None = None) -> Record:
         """The record of a row: its key, pictures as uint8 (channels, height, width) of the image's size, texts.
 
-        Raises RowError for a missing or damaged file.
+        An image whose longer side is above `max_size` px is reduced to it. Raises RowError for a missing or damaged
+        file.
         """
         if row.problem:
             raise RowError(row.problem)
@@ -85,7 +86,7 @@ class Ads(ABC):
         for field in self.fields:  # image first
             if field in PICTURES:
                 size = record["image"].shape[:0:-1] if field != "image" else None  # (width, height)
-                record[field] = read_picture(self._file(row, field), field, size)
+                record[field] = read_picture(self._file(row, field), field, size, max_size)
             else:
                 record[field] = self._text(row, field)
         return record
@@ -216,9 +217,12 @@ class Folder(Ads):
         raise RowError("the file is empty", file)
 
 
-def read_picture(file: Path, field: str, size: tuple[int, int] | None = None) -> np.ndarray:
+def read_picture(
+    file: Path, field: str, size: tuple[int, int] | None = None, max_size: int | None = None
+) -> np.ndarray:
     """A picture file as uint8 (channels of `field`, height, width), resized to `size` (width, height) if given.
 
+    Without `size` its longer side is at most `max_size`, if given.
     A bilinear filter with antialiasing, colours weighed by alpha. Raises RowError for a file that is missing or
     damaged, a product without alpha, and a shape that is not that of `size`.
     """
@@ -226,6 +230,10 @@ def read_picture(file: Path, field: str, size: tuple[int, int] | None = None) ->
         picture = opened(file.read_bytes(), field)
         if size:
             check_canvas(field, picture.size, size)
+        elif max_size and max(picture.size) > max_size:
+            width, height = picture.size
+            scale = max_size / max(width, height)
+            size = max(1, round(width * scale)), max(1, round(height * scale))
         picture = in_mode(picture, CHANNELS[field])
     except BROKEN as error:
         raise RowError(_reason(error), file) from None

@@ -17,8 +17,9 @@ def calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> Te
     `confidence` (samples,) in [0, 1], `correct` (samples,) bool; equal bins, open at the left as 0.1 < c <= 0.2. In
     [0, 1], smaller is better; 0 without samples.
     """
+    confidence, correct = confidence.cpu(), correct.cpu()  # Apple's GPUs have no float64
     place = (confidence.double() * bins).ceil().long().sub(1).clamp(0, bins - 1)
-    gap = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
+    gap = torch.zeros(bins, dtype=torch.float64)
     gap.index_add_(0, place, confidence.double() - correct.double())
     return (gap.abs().sum() / max(len(confidence), 1)).float()
 

@@ -134,6 +134,16 @@ class TitleEncoder(nn.Module):
         self.project = nn.Linear(net.config.hidden_size, width)
         self.norm = nn.LayerNorm(width)
 
+    def check(self, titles: Sequence[str]) -> None:
+        """Raises ValueError if the tokenizer does not know more than a fifth of what these titles say."""
+        tokens = [token for ids in self.tokenizer(list(titles), add_special_tokens=False)["input_ids"] for token in ids]
+        unknown = tokens.count(self.tokenizer.unk_token_id) / max(len(tokens), 1)
+        if unknown > 0.2:
+            raise ValueError(
+                f"{unknown:.0%} of the tokens of titles such as {titles[0]!r} are unknown to the text encoder's "
+                "tokenizer; model.text_encoder=NAME takes another, such as bert-base-chinese."
+            )
+
     def forward(self, titles: Sequence[str]) -> tuple[Tensor, Tensor]:
         device = self.project.weight.device
         words = self.tokenizer(

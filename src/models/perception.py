@@ -15,6 +15,7 @@ from torchmetrics.functional.regression import spearman_corrcoef
 from src.checkpoint import CONFIG, WEIGHTS, load, located, read_weights
 from src.data.batch import Batch
 from src.models.dpt import aligned, depth_loss, new_dpt, pretrained_dpt
+from src.models.schedule import adamw
 from src.models.u2net import WIDTHS as U2NET_WIDTHS
 from src.models.u2net import saliency_loss, u2net
 
@@ -51,7 +52,7 @@ class MaxFBeta(Metric):
         super().__init__()
         self.beta2 = beta2
         for name, size in (("precision", 256), ("recall", 256), ("count", 1)):
-            self.add_state(name, torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(name, torch.zeros(size), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Both (batch, 1, height, width) in [0, 1]."""
@@ -69,19 +70,19 @@ class MaxFBeta(Metric):
     def compute(self) -> Tensor:
         precision, recall = self.precision / self.count, self.recall / self.count
         weighted = self.beta2 * precision + recall
-        return ((1 + self.beta2) * precision * recall / weighted.where(weighted > 0, 1)).max().float()
+        return ((1 + self.beta2) * precision * recall / weighted.where(weighted > 0, 1)).max()
 
 
 class Perception(L.LightningModule, ABC):
     """A net that turns pictures (batch, 3, height, width) in [0, 1] into one map (batch, 1, height, width) in [0, 1].
 
     The picture is resized to `image_size` squared and normalised by `mean` and `std` for the net, the map resized back;
-    all of it is differentiable. Trained by AdamW with a one-cycle learning rate that peaks at `lr` after the share
-    `warmup` of the steps.
+    all of it is differentiable. `lr` is the peak of `src.models.schedule.pace`.
     """
 
     target: str  # the batch field that is learnt
     fields: frozenset[str]
+    targets: frozenset[str]
     metrics: nn.ModuleDict  # one ModuleDict of metrics for each of "val" and "test"
     mean: Tensor
     std: Tensor
@@ -146,17 +147,7 @@ class Perception(L.LightningModule, ABC):
         self._step(batch, "test")
 
     def configure_optimizers(self) -> Any:
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise ValueError(
-                "the one-cycle learning rate needs trainer.max_steps or trainer.max_epochs, both are unset"
-            )
-        weights = [weight for weight in self.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(weights, lr=self.lr, weight_decay=self.weight_decay)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=self.lr, total_steps=int(steps), pct_start=self.warmup, cycle_momentum=False
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return adamw(self, self.lr, self.weight_decay, self.warmup)
 
     def assets(self, folder: Path) -> dict[str, Any]:
         """Nothing besides the weights: the arguments say all."""
@@ -172,6 +163,7 @@ class Depth(Perception):
 
     target = "depth"
     fields = frozenset({"image", "depth"})
+    targets = frozenset({"depth"})
     monitor = ("val/spearman", "max")
     card: ClassVar = {
         "use": "RFNet's depth input where a picture comes without one; differentiable in the picture.",
@@ -237,6 +229,7 @@ class Saliency(Perception):
 
     target = "saliency"
     fields = frozenset({"image", "saliency"})
+    targets = frozenset({"saliency"})
     monitor = ("val/max_f", "max")
     card: ClassVar = {
         "use": "RFNet's saliency input where a picture comes without one; differentiable in the picture.",

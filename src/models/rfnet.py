@@ -3,10 +3,9 @@
 Du et al., "Towards Reliable Advertising Image Generation Using Human Feedback", ECCV 2024, arXiv 2408.00418.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import lightning as L
 import torch
@@ -17,11 +16,13 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from src.data.batch import CLASSES, PICTURES, Batch
-from src.metrics.availability import Availability, confusion_figure
+from src.metrics.availability import Availability, calibration_error, confusion_figure
 from src.metrics.calibration import best_temperature
 from src.models.augment import augmented
 from src.models.fusion import FeatureFilter, PictureEncoder, TitleEncoder
+from src.models.perception import resize
 from src.models.rfnet_sheet import draw_report
+from src.models.schedule import SCHEDULES, adamw
 
 INPUTS = ("product", "image", "depth", "saliency", "title")  # e_o, e_g, e_d, e_s, e_c
 ENCODERS = {  # which pictures share an encoder
@@ -89,9 +90,10 @@ class RFNet(nn.Module):
             )
             for share in dict.fromkeys(self.shares.values())
         })  # fmt: skip
-        self.positions = nn.ParameterDict(
-            {name: nn.Parameter(0.1 * torch.randn(self._encoder(name).grid ** 2, width)) for name in self.pictures}
-        )  # place on the canvas and kind of picture at once
+        self.positions = nn.ParameterDict()  # place on the canvas and kind of picture at once
+        for name in self.pictures:
+            encoder: Any = self.encoders[self.shares[name]]
+            self.positions[name] = nn.Parameter(0.1 * torch.randn(encoder.grid**2, width))
         if "title" in self.inputs:
             self.title = TitleEncoder(
                 text_encoder, width, text_pretrained, text_options, max_title_tokens, ordinal_numbers
@@ -137,23 +139,23 @@ class RFNet(nn.Module):
         found: dict[str, Tensor] = {}
         for share, encoder in self.encoders.items():
             names = [name for name in self.pictures if self.shares[name] == share]
-            found |= zip(names, encoder([self.prepared(name, batch[name]) for name in names]), strict=True)
+            found |= zip(names, encoder([self.prepared(name, batch) for name in names]), strict=True)
         return {name: found[name] + self.positions[name] for name in self.pictures}
 
-    def prepared(self, name: str, picture: Tensor) -> Tensor:
-        """The picture with 3 channels, the product on its background; with `product_alpha` 4, the last its opacity."""
+    def prepared(self, name: str, batch: Batch) -> Tensor:
+        """The picture with 3 channels, the product on its background; with `product_alpha` 4, the last its opacity.
+
+        The opacity says of every picture where the product lies in it; it is 1 if the net does not see the product.
+        """
+        picture = batch[name]
         if picture.ndim != 4 or picture.shape[1] != PICTURES[name]:
             raise ValueError(f"{name} must be (batch, {PICTURES[name]}, height, width), got {tuple(picture.shape)}.")
-        alpha = picture[:, 3:] if name == "product" else torch.ones_like(picture[:, :1])
+        seen = "product" in self.inputs
+        alpha = resize(batch["product"][:, 3:], picture.shape[-2:]) if seen else torch.ones_like(picture[:, :1])
         colours = picture[:, :3].expand(-1, 3, -1, -1)
         if name == "product":
             colours = colours * alpha + self.product_background * (1 - alpha)
-        return torch.cat([colours, alpha], dim=1) if self.product_alpha else colours
-
-    def _encoder(self, name: str) -> PictureEncoder:
-        encoder = self.encoders[self.shares[name]]
-        assert isinstance(encoder, PictureEncoder)
-        return encoder
+        return torch.cat([colours, alpha.to(colours)], dim=1) if self.product_alpha else colours
 
 
 class RFNetSystem(L.LightningModule):
@@ -167,7 +169,8 @@ class RFNetSystem(L.LightningModule):
         encoders: shared (one for all pictures), paired (image and product, depth and saliency) or separate.
         image_size: side of image and product for their encoder, px; map_size: of depth and saliency.
         unshuffle, grid: see `PictureEncoder`.
-        product_background: grey in [0, 1] behind the product; product_alpha: its alpha is a fourth channel.
+        product_background: grey in [0, 1] behind the product; product_alpha: its alpha is the fourth channel of every
+            picture.
         text_encoder, text_options, text_pretrained, max_title_tokens, ordinal_numbers: see `TitleEncoder`.
         width, num_heads: of all tokens and attention; num_filters: N1; num_fusion: N2; feedforward: width in those.
         pooling: the classifier sees the mean of the tokens, or the "cls" one.
@@ -177,16 +180,8 @@ class RFNetSystem(L.LightningModule):
         threshold: predicted available if p(available) is at least this; None: if it is the likeliest class.
     """
 
+    targets = frozenset({"label"})
     monitor = ("val/availability_ap", "max")
-    card: ClassVar = {
-        "use": "Telling which generated advertising pictures are usable, filtering them (`python -m src.score "
-        "reward=rfnet`), and as the reward that tunes a generator. It wants the product cut-out in its place on the "
-        "canvas, and the shop's title.",
-        "limits": "It knows the products, rooms and faults of the data below and no others. Its weakest class is the "
-        "size mismatch, which asks it to hold the title's centimetres against the room's. A net this small can be "
-        "fooled by patterns made against it: look at the pictures that a tuned generator makes. Depth and saliency "
-        "that are computed from the picture cost some of the accuracy that exact maps give.",
-    }
 
     def __init__(
         self,
@@ -226,8 +221,8 @@ class RFNetSystem(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        if schedule not in ("cosine", "step"):
-            raise ValueError(f"schedule={schedule}: choose one of cosine, step.")
+        if schedule not in SCHEDULES:
+            raise ValueError(f"schedule={schedule}: choose one of {', '.join(SCHEDULES)}.")
         self.net = RFNet(
             len(classes), inputs, image_encoder, encoder_options, encoder_pretrained, encoder_stage, encoders,
             image_size, map_size, unshuffle, grid, product_background, product_alpha, text_encoder, text_options,
@@ -241,12 +236,13 @@ class RFNetSystem(L.LightningModule):
         self.metrics = nn.ModuleDict({split: Availability(classes, threshold) for split in ("val", "test")})
         self.counts = nn.ModuleDict({split: MulticlassConfusionMatrix(len(classes)) for split in ("val", "test")})
         self.confusion: dict[str, Tensor] = {}  # of the latest val and test epoch
+        self.calibration = "Not calibrated."
 
-    def setup(self, stage: str) -> None:
-        """Raises ValueError if the data's classes are not this system's."""
-        theirs = tuple(getattr(self.trainer.datamodule, "classes", self.classes))  # pyright: ignore
-        if theirs != self.classes:
-            raise ValueError(f"the data has the classes {', '.join(theirs)}; set model.classes=[{','.join(theirs)}]")
+    def on_fit_start(self) -> None:
+        """Raises ValueError if the titles are in a language that the text encoder does not read."""
+        if "title" in self.net.inputs:
+            rows = self.trainer.datamodule.split("train")  # pyright: ignore[reportAttributeAccessIssue]
+            self.net.title.check([rows[index]["title"] for index in range(0, len(rows), -(-len(rows) // 50))])
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (batch, classes), not calibrated."""
@@ -284,9 +280,8 @@ class RFNetSystem(L.LightningModule):
         self._measure("test")
 
     def _measure(self, split: str) -> None:
-        metric, counts = self.metrics[split], self.counts[split]
-        assert isinstance(metric, Availability)
-        assert isinstance(counts, MulticlassConfusionMatrix)
+        metric: Any = self.metrics[split]
+        counts: Any = self.counts[split]
         self.log_dict({f"{split}/{name}": value for name, value in metric.compute().items()})
         self.confusion[split] = counts.compute().cpu()
         metric.reset()
@@ -306,30 +301,35 @@ class RFNetSystem(L.LightningModule):
         return torch.cat(logits), torch.cat(labels)
 
     def calibrate(self, batches: Iterable[Batch]) -> float:
-        """The temperature that minimises the cross-entropy of `batches`, now in force; see `best_temperature`."""
-        self.net.temperature.fill_(best_temperature(*self.predict(batches)))
-        return float(self.net.temperature)
+        """Sets the temperature that minimises the cross-entropy of `batches`, if it mends their calibration.
+
+        The error is that of the likeliest class (`calibration_error`); see `best_temperature`.
+        """
+        logits, labels = self.predict(batches)
+        errors = {}
+        for temperature in (1.0, best_temperature(logits, labels)):
+            confidence, likeliest = (logits / temperature).softmax(dim=1).max(dim=1)
+            errors[temperature] = float(calibration_error(confidence, likeliest == labels))
+        best = min(errors, key=lambda temperature: errors[temperature])
+        self.net.temperature.fill_(best)
+        told = ", ".join(f"{error:.3f} at {temperature:.2f}" for temperature, error in errors.items())
+        self.calibration = f"Temperature {best:.2f}, chosen on the validation split by its calibration error: {told}."
+        return best
 
     def configure_optimizers(self) -> Any:
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise ValueError("the learning rate needs an end: set trainer.max_steps or trainer.max_epochs.")
-        weights = [weight for weight in self.net.parameters() if weight.requires_grad]
-        groups = [
-            {"params": [w for w in weights if w.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},  # biases and norms
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=self.lr)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.pace(step / steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return adamw(self, self.lr, self.weight_decay, self.warmup, self.schedule)
 
-    def pace(self, done: float) -> float:
-        """The learning rate as a share of `lr` when the share `done` of the steps is done."""
-        if done < self.warmup:
-            return (done + 1e-3) / (self.warmup + 1e-3)
-        if self.schedule == "step":
-            return 1.0 if done < 0.5 else 0.1
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - self.warmup) / (1 - self.warmup))))
+    @property
+    def card(self) -> dict[str, str]:
+        """Texts of the model card."""
+        return {
+            "use": "Telling which generated advertising pictures are usable, filtering them (`python -m src.score "
+            "reward=rfnet`), and as the reward that tunes a generator. It wants the product cut-out in its place on "
+            "the canvas, and the shop's title.",
+            "limits": "It knows the products, rooms and faults of the data below and no others; the recalls below tell "
+            "its weak classes. A small net can be fooled by patterns made against it: look at the pictures that a "
+            f"tuned generator makes. {self.calibration}",
+        }
 
     def assets(self, folder: Path) -> dict[str, Any]:
         """Writes the tokenizer and the text encoder's configuration to folder/text."""

@@ -188,6 +188,17 @@ def test_perception_fills_the_missing_field_and_only_that(tmp_path):
     assert not given.perception  # the source's own maps are kept
 
 
+def test_a_net_that_the_system_does_not_need_is_not_loaded_and_none_makes_what_it_learns():
+    data = AdData(Numbers(), batch_size=3, num_workers=0, perception={"saliency": "nowhere"})
+    data.require(Watcher())
+    (batch, *_) = data.batches("val")
+    assert "saliency" not in batch
+    learner = Watcher()
+    learner.fields, learner.targets = frozenset({"image", "saliency"}), frozenset({"saliency"})  # pyright: ignore
+    with pytest.raises(ValueError, match="saliency is nothing to learn from or to measure by"):
+        data.require(learner)
+
+
 def test_a_share_of_the_training_rows_gets_computed_maps_and_evaluation_none(tmp_path):
     from src import checkpoint
     from src.models.perception import Saliency

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from src.config import build
+from src.config import build, compose
 from src.data.archive import Archive
 from src.data.batch import CLASSES, collate
 from src.data.rf1m import RF1M, Rows, write_example
@@ -324,3 +324,63 @@ def test_the_yaml_builds_the_data_module(root):
     assert data.source.fields == {"key", "label", "image", "product", "depth", "saliency", "title", "prompt"}
     assert data.batch_size == 4
     assert not data.perception
+
+
+def test_labels_are_renumbered_on_the_command_line(root):
+    (root / "label.txt").write_text("part_00/sku000000.jpg\t0\npart_01/sku000001.jpg\t4\n")
+    words = ["data=rf1m", f"data.root={root}", "data.label_map={0: available, 4: shape_hallucination}"]
+    words += ["data.titles=null", "data.products=null", "data.val=0", "data.test=0"]
+    data = build(compose("fit", ["model=rfnet", *words]).data)
+    assert [row["label"] for row in data.split("train")] == [0, 4]
+
+
+def test_titles_in_another_encoding(root):
+    table = (root / "titles.csv").read_text().replace("Box", "北欧木箱")
+    (root / "titles.csv").write_bytes(table.encode("gb18030"))
+    rows = source(root, titles="titles.csv", titles_encoding="gb18030").split("train")
+    assert rows[0]["title"].startswith("北欧木箱 No. 0")
+    with pytest.raises(ValueError, match=r"titles\.csv, line 2, .*is not utf-8; data\.titles_encoding="):
+        source(root, titles="titles.csv")
+    with pytest.raises(ValueError, match="titles_encoding=klingon"):
+        source(root, titles="titles.csv", titles_encoding="klingon")
+    with pytest.raises(ValueError, match=r"no such table of titles; data\.titles=null"):
+        source(root, titles="none.csv")
+
+
+def test_torn_rows_of_a_titles_table_are_listed_and_the_rest_is_read(root, tmp_path):
+    edit(root / "titles.csv", 3, "sku000001,Chair, oak, large,a chair")
+    edit(root / "titles.csv", 4, 'sku000002,"Chair" 2,a chair')
+    with pytest.raises(ValueError, match=r"titles\.csv, line 3, 'sku000001': has 5 cells for 3 columns"):
+        source(root, titles="titles.csv")
+    bad = tmp_path / "bad.jsonl"
+    rows = source(root, titles="titles.csv", on_error="skip", quarantine=str(bad), verify="none", unsuitable="class")
+    listed = quarantined(bad)
+    assert [row[:2] for row in listed if row[0] == "titles.csv"] == [("titles.csv", 3), ("titles.csv", 4)]
+    assert {"part_01/sku000001.jpg", "part_02/sku000002.jpg"} == {row[2] for row in listed if row[0] == "label.txt"}
+    assert len(rows.split("train")) == 10
+
+
+def test_what_was_found_good_is_noted_even_if_the_search_ends_in_an_error(root, monkeypatch):
+    (root / "part_03" / "sku000011.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match="line 12, "):
+        source(root, verify="headers")
+    read, seen = Archive.read, []
+    monkeypatch.setattr(Archive, "read", lambda self, row, *n: seen.append(self.names[row]) or read(self, row, *n))
+    with pytest.raises(ValueError, match="line 12, "):
+        source(root, verify="headers")
+    assert set(seen) == {"part_03/sku000011.jpg"}
+
+
+def test_a_list_of_bad_rows_that_cannot_be_written_is_one_error(root):
+    (root / "part_00" / "sku000000.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"list of bad rows .* cannot be written .*data\.quarantine=FILE"):
+        source(root, on_error="skip", quarantine=str(root / "label.txt" / "bad.jsonl"))
+
+
+def test_a_jpeg_far_larger_than_needed_is_decoded_at_a_fraction_and_looks_the_same(root):
+    noise = np.random.default_rng(0).integers(0, 256, (12, 12, 3)).astype(np.uint8)
+    large = Image.fromarray(noise).resize((768, 768), Image.Resampling.BICUBIC)
+    large.save(root / "part_00" / "sku000000.jpg", quality=95)
+    seen = source(root, size=96).split("train")[0]["image"].astype(int)
+    whole = np.asarray(large.resize((96, 96), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    assert abs(seen - whole).mean() < 3

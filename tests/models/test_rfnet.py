@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from src import checkpoint
 from src.config import build, compose
-from src.data.batch import CLASSES, collate, to_float
+from src.data.batch import CLASSES, Batch, collate, to_float
 from src.data.module import AdData
 from src.models.augment import augmented
 from src.models.fusion import FeatureFilter, PictureEncoder, TitleEncoder, ordinal_embeddings
@@ -141,11 +141,18 @@ def test_encoders_are_shared_as_named(encoders, count):
 def test_product_stands_on_the_background():
     net = system(product_background=0.25).net
     product = torch.cat([torch.full((1, 3, 2, 2), 0.8), torch.tensor([[[[0.0, 1.0], [0.5, 0.0]]]])], dim=1)
-    shown = net.prepared("product", product)
+    image, depth = torch.rand(1, 3, 2, 2), torch.rand(1, 1, 4, 4)
+    ads: Batch = {"product": product, "image": image, "depth": depth}
+    shown = net.prepared("product", ads)
     torch.testing.assert_close(shown[0, 0], torch.tensor([[0.25, 0.8], [0.525, 0.25]]))
-    assert system(product_alpha=True).net.prepared("product", product).shape == (1, 4, 2, 2)
     with pytest.raises(ValueError, match=r"product must be \(batch, 4"):
-        net.prepared("product", product[:, :3])
+        net.prepared("product", {**ads, "product": product[:, :3]})
+    placed = system(product_alpha=True).net
+    assert placed.prepared("product", ads).shape == (1, 4, 2, 2)
+    torch.testing.assert_close(placed.prepared("image", ads), torch.cat([image, product[:, 3:]], dim=1))
+    assert placed.prepared("depth", ads)[:, 3].amax() > 0  # resized to the map's own size
+    blind = system(product_alpha=True, inputs=["image"]).net
+    assert blind.prepared("image", ads)[:, 3].min() == 1  # it does not see the product, nor where it is
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -241,21 +248,13 @@ def test_calibration_lowers_the_loss_and_keeps_the_choice():
     before, chosen = loss(), net.predict(ads)[0].argmax(dim=1)
     temperature = net.calibrate(ads)
     assert temperature > 1
+    assert f"Temperature {temperature:.2f}" in net.card["limits"]
     assert loss() < before
     assert torch.equal(net.log_probabilities(ads[0]).argmax(dim=1), chosen[:5])
     best = loss()
     for factor in (0.9, 1.1):
         net.net.temperature.fill_(temperature * factor)
         assert loss() >= best
-
-
-@pytest.mark.parametrize("schedule", ["cosine", "step"])
-def test_pace(schedule):
-    net = RFNetSystem(**TINY, warmup=0.1, schedule=schedule)
-    assert net.pace(0) < 0.05
-    assert net.pace(0.1) == pytest.approx(1)
-    assert net.pace(0.49) > 0.5
-    assert net.pace(0.5) == pytest.approx(0.1) if schedule == "step" else net.pace(1.0) == pytest.approx(0)
 
 
 class Ads:
@@ -297,11 +296,19 @@ def test_learns_draws_and_comes_back_from_its_folder(tmp_path: Path):
     torch.testing.assert_close(loaded.log_probabilities(ads), net.log_probabilities(ads), atol=1e-6, rtol=1e-6)
 
 
+def test_refuses_titles_that_its_tokenizer_cannot_read():
+    source = Ads()
+    source.record = lambda rng, label: Ads.record(source, rng, label) | {"title": "北欧实木餐椅 450x500 mm"}
+    trainer = L.Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    with pytest.raises(ValueError, match=r"of the tokens of titles such as '北欧.*model\.text_encoder="):
+        trainer.fit(RFNetSystem(**TINY), AdData(source, batch_size=20, num_workers=0))  # pyright: ignore
+
+
 def test_refuses_data_with_other_classes():
     source = Ads()
     source.classes = (*CLASSES, "unsuitable")  # pyright: ignore[reportAttributeAccessIssue]
     trainer = L.Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    with pytest.raises(ValueError, match=r"set model.classes=\[available,.*unsuitable\]"):
+    with pytest.raises(ValueError, match=r"the data has the classes .*model.classes=\[available,.*unsuitable\]"):
         trainer.fit(RFNetSystem(**TINY), AdData(source, batch_size=20, num_workers=0))  # pyright: ignore
 
 
@@ -311,8 +318,9 @@ def test_configurations_build():
     shipped, alone = (build(compose("fit", [*words, f"model={name}"]).model) for name in ("rfnet", "rfnet_image"))
     assert alone.fields == {"image", "label"}
     assert sum(p.numel() for p in shipped.net.parameters()) * 2 < 8e6  # bytes in fp16
-    assert [tuple(p.shape) for p in alone.net.encoders.parameters()] == [
-        tuple(p.shape) for p in shipped.net.encoders.parameters()
+    assert [tuple(p.shape) for p in alone.net.encoders["picture"].parameters()] == [
+        tuple(p.shape) for p in shipped.net.encoders["picture"].parameters()
     ]
+    assert alone.net.encoders.keys() == {"picture"}
     assert (paper.model.width, paper.model.num_filters, paper.model.num_fusion) == (384, 1, 3)
     assert paper.trainer.max_epochs == 10

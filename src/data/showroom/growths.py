@@ -6,7 +6,7 @@ import numpy as np
 from src.data.showroom.canvas import Painting, Placed, blend, resize, window
 from src.data.showroom.scene import Scene
 
-LEAST = 0.05  # of the product's own area that must be seen of what it grows
+LEAST = 0.08  # of the product's own area that must be seen of what it grows
 TRIES = 8
 
 

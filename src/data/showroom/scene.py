@@ -14,6 +14,7 @@ from src.data.batch import CLASSES
 from src.data.showroom.camera import FOCAL
 from src.data.showroom.rooms import COLOURS, LIGHTS, MATERIALS, PATTERNS, STYLES
 from src.data.showroom.sprites import Item, catalogue, main_colour, tinted, views
+from src.data.splits import SPLITS
 
 FREQUENCIES = (0.56, 0.11, 0.11, 0.11, 0.11)  # of CLASSES
 FAULTS = {  # the ways in which each class comes about
@@ -54,7 +55,6 @@ DYEABLE = (
     "plush",
 )
 CONTRADICTED = 0.1  # share of named attributes that a scene does not follow
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def brief(seed: int, split: str, group: int) -> Brief:
 
 
 def _apart(
-    rng: np.random.Generator, names: tuple[str, ...], colours: dict, own: np.ndarray | tuple, least: float = 42.0
+    rng: np.random.Generator, names: tuple[str, ...], colours: dict, own: np.ndarray | tuple, least: float = 54.0
 ) -> str:
     """One of `names` whose colour stands off from the product's own; the one farthest from it if none does."""
     far = [n for n in names if contrast(colours[n], own) > least]
@@ -217,7 +217,7 @@ def scene(seed: int, split: str, group: int, member: int) -> Scene:
         feasible = [w for w in ways if (true * 2.2 <= high if w == "too_large" else true / 2.2 >= low)]
         fault = str(rng.choice(feasible or ways))
         limit = high / true if fault == "too_large" else true / low
-        factor = max(2.2, min(2.1 + 1.9 * severity, limit))
+        factor = max(2.2, min(2.6 + 1.8 * severity, limit))
         factor = factor if fault == "too_large" else 1 / factor
     real = _contradict(rng, plan, split)
     wall_colour = np.array(COLOURS[real.wall], float) + rng.normal(0, 5, 3)
@@ -225,14 +225,14 @@ def scene(seed: int, split: str, group: int, member: int) -> Scene:
     if fault == "own_colours":
         own = np.array(plan.colour)
         wall_colour, floor_colour = (
-            own + rng.normal(0, 4 + 8 * (1 - severity), 3) + rng.normal(0, 6) for _ in range(2)
+            own + rng.normal(0, 3 + 5 * (1 - severity), 3) + rng.normal(0, 4) for _ in range(2)
         )
         real = replace(real, wall=nearest_colour(wall_colour), floor=real.floor)
     item = plan.item
     size = plan.factor * factor
     count = int(rng.integers(9, 15)) if fault == "clutter" else int(rng.choice(5, p=(0.06, 0.3, 0.34, 0.2, 0.1)))
     if fault in ("too_large", "too_small"):
-        count = max(3, count)
+        count = max(4, count)
     apart = np.array([item.width_cm, item.depth_cm]) * size
     space = float(rng.uniform(0.25, 1.6)) * (70 if plan.surface == "floor" else 18)
     wall = apart[1] * 0.75 + space

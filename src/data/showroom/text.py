@@ -6,6 +6,7 @@ import numpy as np
 
 from src.data.showroom.rooms import COLOURS
 from src.data.showroom.scene import Brief, Scene, Setting, nearest_colour
+from src.data.showroom.sprites import catalogue
 
 BRANDS = (
     "Nordhem",
@@ -74,7 +75,8 @@ def truths(scene: Scene) -> list[int]:
     }
     if scene.fault == "own_colours":
         marks["floor"] = False
-    marks["prop"] = marks["prop"] and bool(scene.props)
+    shown_items = {prop.item for prop in scene.props}
+    marks["prop"] = any(item.name == said.prop and item.item in shown_items for item in catalogue())
     parts = [
         (f"product photo of a {scene.brief.item.name} in a {said.style} room", True),
         (said.wall, marks["wall"]),

@@ -17,7 +17,8 @@ from torch.utils.data import Dataset
 from src.data.batch import CLASSES, FIELDS, Record
 from src.data.showroom import feedback, text
 from src.data.showroom.draw import paint
-from src.data.showroom.scene import SPLITS, Scene, scene
+from src.data.showroom.scene import Scene, scene
+from src.data.splits import SPLITS
 
 GROUPS = (2, 3, 4)  # sizes of successive groups of tries at one brief, over and over
 
@@ -145,7 +146,8 @@ def _contradicted(what: Scene, painted: dict[str, np.ndarray]) -> np.ndarray:
     free = painted["product"][3] < 128
     low = np.arange(free.shape[0])[:, None] > free.shape[0] * 0.6
     wall = (said.wall, said.pattern) != (shown.wall, shown.pattern)
-    return free & ((wall & ~low) | ((said.floor != shown.floor) & low))
+    floor = said.floor != shown.floor or what.fault == "own_colours"
+    return free & ((wall & ~low) | (floor & low))
 
 
 @functools.cache

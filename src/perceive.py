@@ -1,0 +1,98 @@
+"""Computes the depth and saliency that a data set lacks: `python -m src.perceive data=rf1m data.root=DIR out=MAPS`.
+
+Training computes missing maps anew in every epoch; for a million pictures they are better made once. Each becomes an
+8-bit PNG, `MAPS/depth/<key>.png` (white is near) and `MAPS/saliency/<key>.png`, of `data.size` pixels, by the nets of
+`data.perception`; `data.depth=MAPS/depth data.saliency=MAPS/saliency` then reads them. `MAPS/done.json` counts the rows
+that are done: after a kill the same command goes on there. Exit code 2: nothing can be computed.
+"""
+
+import json
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+from src.config import build, command
+from src.data.module import AdData
+from src.data.splits import SPLITS
+from src.fit import set_up
+from src.score import torch_device
+
+SAVE_EVERY = 16  # batches between two notes of what is done
+
+
+class Done:
+    """How many rows of each split are done, in `out/done.json`, beside the data and nets that they are of."""
+
+    def __init__(self, out: Path, of: dict[str, Any]) -> None:
+        self.file, self.of, self.rows = out / "done.json", of, dict.fromkeys(SPLITS, 0)
+        if self.file.is_file():
+            known = json.loads(self.file.read_text(encoding="utf-8"))
+            if known["of"] != of:
+                changed = sorted(name for name in known["of"] | of if known["of"].get(name) != of.get(name))
+                raise ValueError(f"{out} holds maps of another {', '.join(changed)}; choose another out.")
+            self.rows |= known["rows"]
+
+    def note(self, split: str, rows: int) -> None:
+        self.rows[split] = rows
+        part = self.file.with_suffix(".part")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps({"of": self.of, "rows": self.rows}, indent=2) + "\n", encoding="utf-8")
+        os.replace(part, self.file)
+
+
+def perceive(data: AdData, split: str, out: Path, done: Done, device: torch.device, half: bool = False) -> None:
+    """Writes the maps of the rows of a split that are not done yet. `half`: the nets run in bfloat16."""
+    rows, total = done.rows[split], len(data.split(split))
+    batches = data.batches(split, device, first=rows)
+    bar = tqdm(total=total, initial=rows, desc=split, unit="ad", disable=None)
+    with ThreadPoolExecutor() as pool, bar, torch.autocast(device.type, torch.bfloat16, enabled=half):
+        for number, batch in enumerate(batches, 1):
+            for field in data.perception:
+                maps = (batch[field][:, 0].float() * 255).round().byte().cpu().numpy()
+                list(pool.map(write, [out / field / key for key in batch["key"]], maps))
+            rows += len(batch["key"])
+            bar.update(len(batch["key"]))
+            if number % SAVE_EVERY == 0 or rows == total:
+                done.note(split, rows)
+
+
+def write(name: Path, values: np.ndarray) -> None:
+    """A uint8 map (height, width) as PNG; `name` is the picture's, whatever its suffix."""
+    file = name.with_name(f"{name.stem}.png")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    ok, data = cv2.imencode(".png", values)
+    assert ok
+    file.write_bytes(data.tobytes())
+
+
+def main() -> int:
+    config = command("perceive")
+    set_up(config.threads)
+    try:
+        if config.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision={config.precision}: choose one of float32, bfloat16.")
+        data, device, out = build(config.data), torch_device(config.device), Path(config.out)
+        if not data.perception:
+            raise ValueError("the data set lacks no map that a net of data.perception could make.")
+        node: Any = OmegaConf.to_container(config.data, resolve=True)
+        free = ("batch_size", "num_workers", "seed", "perceived", "cache", "quarantine", "verify")
+        done = Done(out, {name: value for name, value in node.items() if name not in free})
+        for split in SPLITS:
+            perceive(data, split, out, done, device, config.precision == "bfloat16")
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"perceive: {error}\n")
+        return 2
+    print("\n".join(f"{out / field}: {sum(done.rows.values())} maps" for field in data.perception))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
