@@ -88,11 +88,11 @@ def fit(system: Any, data: AdData, config: dict[str, Any]) -> dict[str, float]:
     data.require(system)
     tests = is_overridden("test_step", system)
     sizes = {name: len(data.split(name)) for name in ("train", "val", *(["test"] if tests else []))}
+    keeper = LastCheckpoint(out / "last.ckpt", config.get("checkpoint_every", 200))
     last = open_run(out, config)
     if config.get("init") and last is None:
         checkpoint.load_weights(system.net, config["init"])
 
-    keeper = LastCheckpoint(out / "last.ckpt", config.get("checkpoint_every", 200))
     trainer = new_trainer(out, config, monitor, [keeper, StepSeed(config["seed"])])
     with warnings.catch_warnings():
         for harmless in HARMLESS:

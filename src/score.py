@@ -129,8 +129,9 @@ def main() -> int:
 def _parts(config: DictConfig) -> tuple[Reward, Ads]:
     if (config.table is None) == (config.folder is None):
         raise ValueError("give either table=FILE or folder=DIR.")
-    if config.batch_size < 1 or (config.max_size or 1) < 1:
-        raise ValueError(f"batch_size={config.batch_size} and max_size={config.max_size} must be at least 1.")
+    for name, value in (("batch_size", config.batch_size), ("max_size", config.max_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} must be at least 1.")
     if config.precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision={config.precision}: choose one of float32, bfloat16.")
     reward: Reward = build(config.reward)

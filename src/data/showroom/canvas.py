@@ -94,7 +94,8 @@ def blend(
     if salience is None:
         salience = standing_out(part, rgba[here], 0.5)
     part += (rgba[here][..., :3] - part) * alpha[..., None]
-    painting.depth[there][alpha > 0.5] = depth
+    solid = alpha > 0.5
+    painting.depth[there][solid] = np.minimum(painting.depth[there][solid], depth)  # what covers is not behind
     mark = painting.salient[there]
     mark += (salience - mark) * alpha
     return alpha
