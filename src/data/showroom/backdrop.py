@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from src.data.showroom.camera import Camera
-from src.data.showroom.canvas import Painting
+from src.data.showroom.canvas import Painting, spread
 from src.data.showroom.rooms import COLOURS, EXTENT, MATERIALS, texture
 from src.data.showroom.scene import Scene
 
@@ -30,7 +30,7 @@ def room(scene: Scene, camera: Camera, x: float, z: float, rng: np.random.Genera
     )
     across = np.linspace(1.1, 0.84, side, dtype=np.float32)
     down = np.linspace(0.9, 1.04, side, dtype=np.float32)
-    wall *= across[None, :, None] * down[:, None, None]
+    wall *= spread(across[None, :] * down[:, None])
     edge = camera.row_of_floor(wall_z)
     painting = Painting(
         image=wall,
@@ -70,20 +70,19 @@ def room(scene: Scene, camera: Camera, x: float, z: float, rng: np.random.Genera
         face = np.roll(painting.support, rim, 0)
         face[:rim] = 0
         face = (face - painting.support).clip(0, 1)
-        painting.image += (np.array(second_colour, np.float32) * 0.55 - painting.image) * face[..., None]
+        painting.image += (np.array(second_colour, np.float32) * 0.55 - painting.image) * spread(face)
     else:
         painting.support = (rows - edge).clip(0, 1) * np.ones((1, side), np.float32)
     extent = EXTENT / 2.5 if table else EXTENT
     ground = _coloured(_warp(pattern, camera.floor(), side, extent, scale * 0.8, shift), floor_colour, second_colour)
     away = ((rows - edge) / max(side - edge, 1)).clip(0, 1)
-    ground *= 0.86 + 0.2 * away[..., None]
-    ground *= across[None, :, None] ** 0.6
-    painting.image += (ground - painting.image) * painting.support[..., None]
+    ground *= spread((0.86 + 0.2 * away) * across[None, :] ** 0.6)
+    painting.image += (ground - painting.image) * spread(painting.support)
     seen = painting.support > 0.5
     painting.depth[seen] = np.repeat(support_depth.astype(np.float32)[:, None], side, 1)[seen]
     if not table:
         corner = np.exp(-abs(rows - edge) / (0.05 * side)) * 0.16
-        painting.image *= 1 - corner[..., None]
+        painting.image *= spread(np.repeat(1 - corner, side, 1))
         if scene.rug:
             _rug(painting, scene, x, z, rng)
     return painting
@@ -108,8 +107,10 @@ def _warp(
 
 
 def _coloured(warped: np.ndarray, first: tuple, second: tuple) -> np.ndarray:
-    first_colour, second_colour = np.array(first, np.float32), np.array(second, np.float32)
-    return (first_colour + (second_colour - first_colour) * warped[..., 1:]) * warped[..., :1]
+    """(first + (second - first) * share) * brightness, (side, side, 3)."""
+    brightness = warped[..., 0]
+    mixed = np.stack([first, np.array(second, float) - first], axis=1)  # (3, 2)
+    return cv2.transform(cv2.merge((brightness, brightness * warped[..., 1])), mixed.astype(np.float32))
 
 
 def _decorate(painting: Painting, scene: Scene, wall_z: float, edge: float, rng: np.random.Generator) -> None:

@@ -39,10 +39,18 @@ def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
     if pixels.ndim == 2 or pixels.shape[2] != 4:
         return cv2.resize(pixels, (width, height), interpolation=way)
     weighted = pixels.astype(np.float32)
-    weighted[..., :3] *= weighted[..., 3:] / 255
+    share = weighted[..., 3] / 255
+    weighted *= cv2.merge((share, share, share, np.ones_like(share)))  # far quicker than numpy's broadcasting
     weighted = cv2.resize(weighted, (width, height), interpolation=way)
-    weighted[..., :3] *= 255 / np.maximum(weighted[..., 3:], 1)
-    return (weighted + 0.5).clip(0, 255).astype(np.uint8)
+    back = 255 / np.maximum(weighted[..., 3], 1)
+    weighted *= cv2.merge((back, back, back, np.ones_like(back)))
+    weighted += 0.5
+    return weighted.clip(0, 255, out=weighted).astype(np.uint8)
+
+
+def spread(values: np.ndarray) -> np.ndarray:
+    """(height, width) repeated to three channels."""
+    return cv2.merge((values, values, values))
 
 
 def window(
@@ -68,8 +76,8 @@ def standing_out(behind: np.ndarray, rgba: np.ndarray, most: float = 1.0) -> flo
     `behind` (height, width, 3) and `rgba` (height, width, 4) are in [0, 255].
     """
     alpha = rgba[..., 3].astype(np.float32)
-    difference = np.abs(rgba[..., :3] - behind).mean(-1)
-    contrast = float((difference * alpha).sum() / max(float(alpha.sum()), 1.0)) / 55
+    difference = np.abs(rgba[..., :3] - behind)
+    contrast = float((difference * spread(alpha)).sum() / max(3 * float(alpha.sum()), 1.0)) / 55
     return max(0.15, min(1.0, contrast) * most)
 
 
@@ -93,7 +101,7 @@ def blend(
     part = painting.image[there]
     if salience is None:
         salience = standing_out(part, rgba[here], 0.5)
-    part += (rgba[here][..., :3] - part) * alpha[..., None]
+    part += (rgba[here][..., :3] - part) * spread(alpha)
     solid = alpha > 0.5
     painting.depth[there][solid] = np.minimum(painting.depth[there][solid], depth)  # what covers is not behind
     mark = painting.salient[there]

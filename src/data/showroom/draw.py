@@ -5,7 +5,7 @@ import numpy as np
 
 from src.data.showroom.backdrop import room
 from src.data.showroom.camera import stand
-from src.data.showroom.canvas import Painting, Placed, blend, paste, resize, standing_out, window
+from src.data.showroom.canvas import Painting, Placed, blend, paste, resize, spread, standing_out, window
 from src.data.showroom.growths import extend
 from src.data.showroom.rooms import COLOURS, LIGHTS
 from src.data.showroom.scene import Prop, Scene
@@ -97,7 +97,7 @@ def _cast(
     if meet:
         there, here = meet
         dark = small[here].astype(np.float32) * (strength / 255) * (0.25 + 0.75 * painting.support[there])
-        painting.image[there] *= 1 - dark[..., None]
+        painting.image[there] *= spread(1 - dark)
 
 
 def _add_prop(painting: Painting, scene: Scene, prop: Prop, x: float, z: float) -> None:
@@ -149,11 +149,11 @@ def _finish(
     """Tone, noise and reduction; the product is laid over the finished room with its own alpha, as users paste it."""
     tone = np.array(LIGHTS[scene.setting.light], np.float32) * scene.exposure
     image = cv2.resize(painting.image, (size, size), interpolation=cv2.INTER_AREA) * tone
-    image += rng.normal(0, 1.2, (size, size, 1)).astype(np.float32)
+    image += spread(rng.normal(0, 1.2, (size, size)).astype(np.float32))
     rgba = resize(product.rgba, size, size)
     lit = rgba[..., :3] * (0.5 + 0.5 * tone)
-    alpha = rgba[..., 3:].astype(np.float32) / 255
-    rgba = np.concatenate([lit.clip(0, 255).astype(np.uint8), rgba[..., 3:]], -1)
+    alpha = spread(rgba[..., 3].astype(np.float32) / 255)
+    rgba = np.dstack([lit.clip(0, 255).astype(np.uint8), rgba[..., 3]])
     image = image.clip(0, 255) * (1 - alpha) + rgba[..., :3] * alpha
     depth = 1 / cv2.resize(painting.depth.clip(5, 5e3), (size, size), interpolation=cv2.INTER_AREA)
     depth = (depth - depth.min()) / max(float(depth.max() - depth.min()), 1e-9)
