@@ -32,7 +32,8 @@ class Done:
     """How many rows of each split are done, in `out/done.json`, beside the data and nets that they are of."""
 
     def __init__(self, out: Path, of: dict[str, Any]) -> None:
-        self.file, self.of, self.rows = out / "done.json", of, dict.fromkeys(SPLITS, 0)
+        self.file, self.of = out / "done.json", of
+        self.rows: dict[str, int] = dict.fromkeys(SPLITS, 0)
         if self.file.is_file():
             known = json.loads(self.file.read_text(encoding="utf-8"))
             if known["of"] != of:

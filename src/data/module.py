@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import lightning as L
 import numpy as np
@@ -245,7 +245,7 @@ class AdData(L.LightningDataModule):
     def batches(self, name: str, device: torch.device | str = "cpu", first: int = 0) -> "Batches":
         """A split in order from row `first` on, in this process alone, as batches ready for a system on `device`."""
         self.perceive()
-        rows = Subset(self.split(name), range(first, len(self.split(name))))  # pyright: ignore[reportArgumentType]
+        rows: Any = Subset(cast(Any, self.split(name)), range(first, len(self.split(name))))
         return Batches(self, self._loader(rows, EvaluationBatches(len(rows), self.batch_size)), torch.device(device))
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int = 0) -> Batch:

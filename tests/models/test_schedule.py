@@ -1,3 +1,5 @@
+from typing import Any
+
 import lightning as L
 import pytest
 import torch
@@ -33,7 +35,8 @@ class Line(L.LightningModule):
 def fitted(**length) -> Line:
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     line = Line()
-    L.Trainer(**quiet, **length, enable_model_summary=False).fit(line, torch.utils.data.DataLoader([torch.ones(1)] * 8))
+    ones: Any = [torch.ones(1)] * 8
+    L.Trainer(**quiet, **length, enable_model_summary=False).fit(line, torch.utils.data.DataLoader(ones))
     return line
 
 
