@@ -1,0 +1,110 @@
+"""The paper's equations against diffusers' own pipeline and by hand."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers.pipelines.controlnet.pipeline_controlnet_inpaint import StableDiffusionControlNetInpaintPipeline
+
+from src.diffusion.generator import load_generator, outline
+from tests.diffusion import tiny
+
+
+def pipeline(generator) -> Any:
+    make: Any = StableDiffusionControlNetInpaintPipeline
+    pipe = make(
+        vae=generator.vae, text_encoder=generator.text_encoder, tokenizer=generator.tokenizer, unet=generator.unet,
+        controlnet=generator.controlnet, scheduler=generator.scheduler, safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("num_steps", [6, 40])
+def test_a_sample_is_that_of_diffusers(prediction, num_steps, monkeypatch):
+    generator = tiny.generator(prediction=prediction, num_steps=num_steps, guidance_scale=3.0, control_scale=0.8)
+    with torch.no_grad():  # its pipeline draws latents from the VAE's distribution; with no deviation it has no choice
+        generator.vae.quant_conv.weight[4:] = 0
+        generator.vae.quant_conv.bias[4:] = -30
+    batch = tiny.ads(2)
+    conditions = generator.encode(batch)
+    product = batch["product"]
+    shown = product[:, :3] * product[:, 3:] + 1 - product[:, 3:]
+    uncond, text = conditions.text.chunk(2)
+    theirs = pipeline(generator)(
+        prompt_embeds=text, negative_prompt_embeds=uncond, image=shown, mask_image=1 - product[:, 3:],
+        control_image=conditions.edges, latents=conditions.noise, num_inference_steps=num_steps, guidance_scale=3.0,
+        controlnet_conditioning_scale=0.8, strength=1.0, height=tiny.SIZE, width=tiny.SIZE, output_type="pt",
+    ).images  # fmt: skip
+    alpha = product[:, 3:]
+    ours = generator.sample(conditions)
+    torch.testing.assert_close(ours, theirs * (1 - alpha) + product[:, :3] * alpha, atol=1e-4, rtol=0)
+    assert float((ours - shown).abs().mean()) > 0.05  # something was painted
+
+
+def test_the_estimate_inverts_the_noising_and_the_product_keeps_its_place():
+    for prediction in ("epsilon", "v_prediction"):
+        generator = tiny.generator(prediction=prediction)
+        conditions = generator.encode(tiny.ads(2))
+        clean, eps = torch.randn(2, 2, 4, 16, 16)
+        for i in (0, 3, 5):
+            a = generator.alpha_bars[i]
+            x = a**0.5 * clean + (1 - a) ** 0.5 * eps
+            v = a**0.5 * eps - (1 - a) ** 0.5 * clean
+            predicted = eps if prediction == "epsilon" else v
+            torch.testing.assert_close(generator.estimate(x, predicted, i), clean, atol=2e-4, rtol=1e-4)
+            b = generator.alpha_bars[i + 1]
+            moved, mask = generator.step(x, predicted, i, conditions), conditions.background.expand_as(x) > 0
+            torch.testing.assert_close(moved[mask], (b**0.5 * clean + (1 - b) ** 0.5 * eps)[mask], atol=2e-4, rtol=1e-4)
+            known = conditions.latents if i == 5 else b**0.5 * conditions.latents + (1 - b) ** 0.5 * conditions.noise
+            assert torch.equal(moved[~mask], known[~mask])
+
+
+def test_a_picture_depends_on_seed_and_key_not_on_its_neighbours():
+    generator = tiny.generator()
+    both, batch = generator.sample(generator.encode(tiny.ads(2))), tiny.ads(2)
+    alone = {name: value[1:] for name, value in batch.items()}
+    torch.testing.assert_close(generator.sample(generator.encode(alone)), both[1:], atol=1e-5, rtol=0)
+    other = generator.sample(generator.encode(alone, seed=1))
+    assert float((other - both[1:]).abs().mean()) > 0.01
+    alpha = batch["product"][:, 3:]
+    torch.testing.assert_close(both * alpha, batch["product"][:, :3] * alpha, atol=1e-6, rtol=0)
+
+
+def test_its_folder_opens_in_diffusers_and_comes_back_the_same(tmp_path):
+    generator = tiny.generator()
+    generator.save(tmp_path)
+    opened = StableDiffusionControlNetInpaintPipeline.from_pretrained(tmp_path)
+    assert type(opened.controlnet).__name__ == "ControlNetModel"
+    assert (tmp_path / "unet/diffusion_pytorch_model.safetensors").is_file()
+    again = load_generator(tmp_path, num_steps=6).eval()
+    batch = tiny.ads(1)
+    assert torch.equal(again.sample(again.encode(batch)), generator.sample(generator.encode(batch)))
+
+
+def test_outlines_are_canny_edges_of_the_product_over_black():
+    product = torch.zeros(1, 4, 32, 32)
+    product[:, :, 8:24, 8:24] = 1  # a white square
+    product[:, :3, :4] = 1  # colour under transparent pixels does not show
+    edges = outline(product)
+    assert edges.shape == (1, 3, 32, 32)
+    assert set(edges.unique().tolist()) == {0.0, 1.0}
+    assert float(edges[0, 0, :5].max()) == 0
+    rows = edges[0, 0].sum(dim=1).nonzero().flatten()
+    assert (int(rows[0]), int(rows[-1])) in ((7, 23), (8, 23), (7, 24), (8, 24))
+
+
+def test_a_painted_region_reaches_into_the_product_by_the_dilation():
+    batch = tiny.ads(1)
+    plain, dilated = (tiny.generator(dilation=d).encode(batch).background for d in (0, 12))
+    assert float(plain.sum()) < float(dilated.sum()) < plain.numel()
+
+
+def test_what_it_cannot_paint_with_is_refused_by_name():
+    generator = tiny.generator()
+    with pytest.raises(ValueError, match=r"product must be \(batch, 4, height, width\), got \(2, 3"):
+        generator.encode(tiny.ads(2) | {"product": torch.zeros(2, 3, 64, 64)})
+    with pytest.raises(ValueError, match="prediction_type is sample"):
+        tiny.generator(prediction="sample")
