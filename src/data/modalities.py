@@ -61,18 +61,18 @@ class Modalities(dict[str, tuple[Archive, np.ndarray]]):
         """
         marks = np.array([self._mark(row, pixels) for row in rows.tolist()], np.uint64)
         good = load_arrays(cache).get("marks", np.empty(0, np.uint64))
-        todo = np.flatnonzero(~np.isin(marks, good))
-        if not len(todo):
+        unseen = np.flatnonzero(~np.isin(marks, good))
+        if not len(unseen):
             return
 
         def reasons(chunk: np.ndarray) -> list[str]:
             return [self._reason(row, pixels) for row in rows[chunk].tolist()]
 
-        chunks = np.split(todo, range(CHUNK, len(todo), CHUNK))
+        chunks = np.split(unseen, range(CHUNK, len(unseen), CHUNK))
         healthy: list[int] = []
         saved = time.monotonic()
         try:
-            with ThreadPoolExecutor() as pool, tqdm(total=len(todo), desc="verifying pictures", unit="row") as bar:
+            with ThreadPoolExecutor() as pool, tqdm(total=len(unseen), desc="verifying pictures", unit="row") as bar:
                 for chunk, found in zip(chunks, pool.map(reasons, chunks), strict=True):
                     bar.update(len(chunk))
                     healthy += [index for index, reason in zip(chunk, found, strict=True) if not reason]
