@@ -5,7 +5,8 @@
     metrics.json        {"test/...": number}
     README.md           the card, generated
 
-and what the system's `assets` adds, such as a tokenizer.
+and what the system's `assets` adds, such as a tokenizer. A system with `save_weights(folder, dtype)` writes its weights
+in another library's layout instead of model.safetensors; what its `assets` returns makes its arguments read them there.
 """
 
 import json
@@ -39,6 +40,9 @@ ABOUT: tuple[str, ...] = (
     "licence",
 )  # what a card must say
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
+LOAD = """from src.checkpoint import load
+
+system = load("path/of/this/folder")  # in eval mode; every weight must fit"""
 SHOWN = 5  # keys named in an error
 ROOT = Path(__file__).parents[1]
 
@@ -71,24 +75,33 @@ def save(
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}: choose from {', '.join(DTYPES)}.")
     folder = Path(folder)
-    weights = {key: _stored(key, value, DTYPES[dtype]) for key, value in system.net.state_dict().items()}
+    own = getattr(system, "save_weights", None)
+    state = {} if own else system.net.state_dict()
+    weights = {key: _stored(key, value, DTYPES[dtype]) for key, value in state.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / WEIGHTS).unlink(missing_ok=True)
+    for old in folder.rglob("*.safetensors"):
+        old.unlink()
     model = {**model_config, **system.assets(folder)}
     (folder / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create({"model": model})), encoding="utf-8")
     numbers = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
     (folder / METRICS).write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     (folder / CARD).write_text(card(system, numbers, about, dtype), encoding="utf-8")
+    if own:
+        own(folder, DTYPES[dtype])
+        return
     save_file(weights, folder / f"{WEIGHTS}.part", metadata={"format": "pt"})
     os.replace(folder / f"{WEIGHTS}.part", folder / WEIGHTS)
 
 
 def round_weights(net: nn.Module, dtype: str) -> None:
-    """Rounds the weights in place to what a folder of this dtype holds, so that they are measured as they ship."""
+    """Rounds the weights in place to what a folder of this dtype holds, so that they are measured as they ship.
+
+    Raises ValueError if one is not finite or does not fit float16.
+    """
     with torch.no_grad():
-        for weight in (*net.parameters(), *net.buffers()):
+        for name, weight in (*net.named_parameters(), *net.named_buffers()):
             if weight.is_floating_point():
-                weight.copy_(weight.to(DTYPES[dtype]))
+                weight.copy_(_stored(name, weight, DTYPES[dtype]))
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> L.LightningModule:
@@ -106,7 +119,8 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> L.LightningM
     net = getattr(system, "net", None)
     if not isinstance(system, L.LightningModule) or not isinstance(net, nn.Module):
         raise ValueError(f"{folder / CONFIG}: {node['_target_']} is not a system with a net.")
-    load_weights(net, folder)
+    if not hasattr(system, "save_weights"):
+        load_weights(net, folder)
     return system.to(device).eval()
 
 
@@ -204,9 +218,7 @@ Time: {about["time"]}. Machine: {about["machine"]}.
 ## How to load
 
 ```python
-from src.checkpoint import load
-
-system = load("path/of/this/folder")  # in eval mode; every weight must fit
+{about.get("load", LOAD)}
 ```
 
 ## Licence

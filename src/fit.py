@@ -35,7 +35,8 @@ from src.data.module import AdData
 from src.progress import Lines, duration
 from src.resume import AtomicIO, LastCheckpoint, StepSeed, open_run
 
-HARMLESS = ("does not have many workers", "exists and is not empty", "smaller than the logging interval", "LeafSpec")
+HARMLESS = ("does not have many workers", "exists and is not empty", "smaller than the logging interval", "LeafSpec",
+            "in eval mode at the start")  # fmt: skip
 
 
 def main() -> None:

@@ -1,22 +1,21 @@
 """The tables beside the pictures: label.txt, a table of titles, lists of keys; a million rows in seconds."""
 
 import codecs
-import csv
-import json
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from src.data.archive import Names
 from src.data.batch import CLASSES
+from src.data.rows import SEPARATORS, csv_rows, json_rows
 
 UNSUITABLE = "unsuitable"  # the product photo itself is cut off or damaged; in the release, not in the article
 NAMES = (*CLASSES, UNSUITABLE)
 LABELS = {1: "available", 2: UNSUITABLE, **dict(enumerate(CLASSES[1:], 3))}  # release
-TABLES = {".csv": ",", ".tsv": "\t", ".jsonl": ""}
+TABLES = (*SEPARATORS, ".jsonl")
 
 Fault = Callable[[Path, int, str, str], None]  # file, line, key, reason: raises, or lists it and returns
 
@@ -112,8 +111,8 @@ def _rows(path: Path, fault: Fault, encoding: str) -> Iterator[tuple[int, dict]]
     except LookupError:
         raise ValueError(f"titles_encoding={encoding}: Python knows no such encoding.") from None
     with open(path, encoding=form, errors="surrogateescape", newline="") as file:  # bad bytes are told with their row
-        lines = _json_lines(file) if path.suffix.lower() == ".jsonl" else _csv_lines(file, TABLES[path.suffix.lower()])
-        for line, row, reason in lines:
+        separator = SEPARATORS.get(path.suffix.lower())
+        for line, row, reason in csv_rows(file, separator) if separator else json_rows(file):
             try:
                 "".join(map(str, row.values())).encode()
             except UnicodeEncodeError:
@@ -122,32 +121,3 @@ def _rows(path: Path, fault: Fault, encoding: str) -> Iterator[tuple[int, dict]]
                 fault(path, line, str(row.get("key", "")).encode(errors="replace").decode(), reason)
             else:
                 yield line, row
-
-
-def _csv_lines(file: IO[str], separator: str) -> Iterator[tuple[int, dict, str]]:
-    reader = csv.reader(file, delimiter=separator, strict=True)
-    header: list[str] = []
-    while True:
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield reader.line_num, {}, f"is no row of a table: {error}"
-            continue
-        if header and cells:
-            odd = len(cells) != len(header)
-            reason = f"has {len(cells)} cells for {len(header)} columns" if odd else ""
-            yield reader.line_num, dict(zip(header, cells, strict=False)), reason
-        header = header or cells
-
-
-def _json_lines(file: IO[str]) -> Iterator[tuple[int, dict, str]]:
-    for line, text in enumerate(file, 1):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except ValueError as error:
-            row = error
-        yield (line, row, "") if isinstance(row, dict) else (line, {}, f"is no JSON object ({row})")

@@ -10,19 +10,19 @@ key, and rows come in the order of the file names. Where only pictures are neede
 
 import csv
 import hashlib
-import json
 import os
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
 from src.data.batch import PICTURES, Record
 from src.data.pictures import BROKEN, CHANNELS, check_canvas, in_mode, opened, resized
+from src.data.rows import SEPARATORS, csv_rows, json_rows
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # of pictures in a folder
 READABLE = ("product", "depth", "saliency", "title", "prompt")  # fields besides the image that a row can carry
@@ -106,7 +106,8 @@ class Table(Ads):
 
     def __init__(self, path: Path, fields: frozenset[str]) -> None:
         super().__init__(path, fields)
-        if path.suffix not in (".csv", ".tsv", ".jsonl"):
+        self.separator = SEPARATORS.get(path.suffix)
+        if not self.separator and path.suffix != ".jsonl":
             raise ValueError(f"{path}: a table is .csv, .tsv or .jsonl, not '{path.suffix}'.")
         if not path.is_file():
             raise ValueError(f"{path}: no such file.")
@@ -117,50 +118,28 @@ class Table(Ads):
                 lines, last = lines + block.count(b"\n"), block[-1:]
         self.fingerprint = digest.hexdigest()
         self.total = lines + (last != b"\n")
-        if path.suffix != ".jsonl":
+        if self.separator:
             self.total -= 1
             with self._open() as file:
-                self._columns(next(self._cells(file), []))
+                self._columns(next(csv.reader(file, delimiter=self.separator, strict=True), []))
 
     def _open(self) -> IO[str]:
         # Bytes that are not UTF-8 survive as surrogates, to be reported with their row.
         return self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
 
-    def _cells(self, file: IO[str]) -> Any:
-        return csv.reader(file, delimiter="\t" if self.path.suffix == ".tsv" else ",", strict=True)
-
-    def _columns(self, header: list[str]) -> list[str]:
+    def _columns(self, header: list[str]) -> None:
         has = ", ".join(header) or "no header"
         if missing := [field for field in self.fields if field not in header]:
             raise ValueError(f"{self.path}: the column {', '.join(missing)} is missing; the table has {has}.")
         if len(set(header)) < len(header):
             raise ValueError(f"{self.path}: a column stands twice: {has}.")
-        return header
 
     def _rows(self) -> Iterator[Row]:
         with self._open() as file:
-            lines = _json_lines(file) if self.path.suffix == ".jsonl" else self._csv_lines(file)
-            for number, (cells, problem) in enumerate(lines, start=1):
-                key = cells.get("key" if "key" in cells else "image", "")
-                yield Row(number, key, cells, problem)
-
-    def _csv_lines(self, file: IO[str]) -> Iterator[tuple[dict[str, str], str]]:
-        reader = self._cells(file)
-        header = self._columns(next(reader))
-        while True:
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield {}, f"not {self.path.suffix[1:].upper()}: {error}"
-                continue
-            if cells:
-                odd = len(cells) != len(header)
-                yield (
-                    dict(zip(header, cells, strict=False)),
-                    f"{len(cells)} cells for {len(header)} columns" if odd else "",
-                )
+            rows = csv_rows(file, self.separator) if self.separator else json_rows(file)
+            for number, (_, values, problem) in enumerate(rows, start=1):
+                cells = {name: str(value) for name, value in values.items() if value is not None}
+                yield Row(number, cells.get("key" if "key" in cells else "image", ""), cells, problem)
 
     def _file(self, row: Row, field: str) -> Path:
         return self.path.parent / row.cells[field]
@@ -253,21 +232,6 @@ def _checked(row: Row, fields: tuple[str, ...]) -> Row:
     except UnicodeEncodeError:
         problem = "not UTF-8"
     return replace(row, problem=problem) if problem else row
-
-
-def _json_lines(file: IO[str]) -> Iterator[tuple[dict[str, str], str]]:
-    for line in file:
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except ValueError as error:
-            yield {}, f"not JSON: {error}"
-            continue
-        if isinstance(values, dict):
-            yield {name: str(value) for name, value in values.items() if value is not None}, ""
-        else:
-            yield {}, "not a JSON object"
 
 
 def _database(table: str) -> sqlite3.Connection:

@@ -5,8 +5,9 @@ are diffusers' and transformers' own classes in diffusers' own folder layout, so
 1.5 with a ControlNet and a user's fine-tune run the same lines, and diffusers' pipelines open what is tuned here.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.controlnet.pipeline_controlnet_inpaint import StableDiffusionControlNetInpaintPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from src.checkpoint import located
 from src.data.batch import Batch
 
 CANNY = 100, 200  # thresholds of the edge detector
@@ -94,24 +97,33 @@ class Generator(nn.Module):
         last = scheduler.final_alpha_cumprod.double().reshape(1)
         self.alpha_bars: list[float] = torch.cat([known[self.timesteps], last]).tolist()  # T + 1, rising
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments of the constructor that are no parts."""
+        names = ("num_steps", "guidance_scale", "control_scale", "negative_prompt", "dilation", "backdrop")
+        return {name: getattr(self, name) for name in names}
+
     @torch.no_grad()
     def encode(self, batch: Batch, seed: int = 0) -> Conditions:
         """The conditions of a batch with key, prompt and product; a picture's noise depends on (seed, key) alone."""
         product = batch["product"]
         if product.ndim != 4 or product.shape[1] != 4:
             raise ValueError(f"product must be (batch, 4, height, width), got {tuple(product.shape)}.")
-        weight = self.vae.dtype
         colours, alpha = product[:, :3], product[:, 3:]
-        shown = colours * alpha + self.backdrop * (1 - alpha)
-        latents = self.vae.encode((2 * shown - 1).to(weight)).latent_dist.mode() * self.vae.config["scaling_factor"]
+        latents = self.latents(colours * alpha + self.backdrop * (1 - alpha))
         background = (alpha < 0.5).to(latents)
         if self.dilation:
             size = 2 * (self.dilation // 2) + 1
             background = F.max_pool2d(background, size, stride=1, padding=size // 2)
         background = F.interpolate(background, size=latents.shape[-2:])
-        noise = torch.stack([self._start(seed, key, latents.shape[1:]) for key in batch["key"]]).to(latents)
+        noise = keyed_noise(seed, batch["key"], latents.shape[1:]).to(latents)
         text = self.words([self.negative_prompt] * len(product) + list(batch["prompt"]))
         return Conditions(text, outline(product).to(latents), product, latents, background, noise)
+
+    def latents(self, pictures: Tensor) -> Tensor:
+        """Scaled latents (batch, channels, h, w) of pictures (batch, 3, height, width) in [0, 1]; as wide as these."""
+        coded = self.vae.encode((2 * pictures - 1).to(self.vae.dtype)).latent_dist.mode()
+        return coded.to(pictures.dtype) * self.vae.config["scaling_factor"]
 
     def words(self, prompts: Sequence[str]) -> Tensor:
         """The text encoder's states (prompts, words, width)."""
@@ -121,66 +133,82 @@ class Generator(nn.Module):
         ).input_ids
         return self.text_encoder(ids.to(self.text_encoder.device))[0]
 
-    def _start(self, seed: int, key: str, shape: Sequence[int]) -> Tensor:
-        number = int.from_bytes(blake2b(f"{seed} {key}".encode(), digest_size=8).digest(), "little") >> 1
-        return torch.randn(*shape, generator=torch.Generator().manual_seed(number))
-
-    def noise(self, x: Tensor, i: int, conditions: Conditions) -> tuple[Tensor, Tensor]:
-        """(text, uncond): what the UNet predicts at step i for latents x with and without the prompt, in one call."""
-        double = torch.cat([x, x])
-        edges = torch.cat([conditions.edges, conditions.edges])
-        t = torch.tensor(self.timesteps[i], device=x.device)
+    def predict(self, x: Tensor, t: Tensor, text: Tensor, edges: Tensor) -> Tensor:
+        """What the UNet says, in its own terms, of latents x (batch, channels, h, w) at timesteps t; as wide as x."""
+        noisy, edges = x.to(self.unet.dtype), edges.to(self.controlnet.dtype)
         down, middle = self.controlnet(
-            double,
+            noisy,
             t,
-            encoder_hidden_states=conditions.text,
+            encoder_hidden_states=text,
             controlnet_cond=edges,
             conditioning_scale=self.control_scale,
             return_dict=False,
         )
-        uncond, text = self.unet(
-            double,
+        return self.unet(
+            noisy,
             t,
-            encoder_hidden_states=conditions.text,
+            encoder_hidden_states=text,
             down_block_additional_residuals=down,
             mid_block_additional_residual=middle,
             return_dict=False,
-        )[0].chunk(2)
+        )[0].to(x.dtype)
+
+    def noise(self, x: Tensor, i: int, conditions: Conditions) -> tuple[Tensor, Tensor]:
+        """(text, uncond): the noise seen in latents x at step i with and without the prompt, in one call."""
+        t = torch.tensor(self.timesteps[i], device=x.device)
+        predicted = self.predict(torch.cat([x, x]), t, conditions.text, torch.cat([conditions.edges] * 2))
+        if self.kind == "v_prediction":
+            a = self.alpha_bars[i]
+            predicted = a**0.5 * predicted + (1 - a) ** 0.5 * torch.cat([x, x])
+        uncond, text = predicted.chunk(2)
         return text, uncond
 
     def guide(self, text: Tensor, uncond: Tensor) -> Tensor:
         """uncond + s (text - uncond)."""
         return uncond + self.guidance_scale * (text - uncond)
 
-    def estimate(self, x: Tensor, predicted: Tensor, i: int) -> Tensor:
+    def estimate(self, x: Tensor, eps: Tensor, i: int) -> Tensor:
         """x0-hat at step i: (x - sqrt(1 - a) eps) / sqrt(a), a = alpha_bar (paper's x0 formula)."""
         a = self.alpha_bars[i]
-        if self.kind == "v_prediction":
-            return a**0.5 * x - (1 - a) ** 0.5 * predicted
-        return (x - (1 - a) ** 0.5 * predicted) / a**0.5
+        return (x - (1 - a) ** 0.5 * eps) / a**0.5
 
-    def step(self, x: Tensor, predicted: Tensor, i: int, conditions: Conditions) -> Tensor:
+    def step(self, x: Tensor, eps: Tensor, i: int, conditions: Conditions) -> Tensor:
         """The latents after step i: DDIM, then the product's latents, noised as far, in the product's place."""
-        a, b = self.alpha_bars[i], self.alpha_bars[i + 1]
-        clean = self.estimate(x, predicted, i)
-        eps = (x - a**0.5 * clean) / (1 - a) ** 0.5
-        moved = b**0.5 * clean + (1 - b) ** 0.5 * eps
+        b = self.alpha_bars[i + 1]
+        moved = b**0.5 * self.estimate(x, eps, i) + (1 - b) ** 0.5 * eps
         known = conditions.latents
         if i + 1 < self.num_steps:
             known = b**0.5 * known + (1 - b) ** 0.5 * conditions.noise
         return conditions.background * moved + (1 - conditions.background) * known
 
-    def rollout(self, conditions: Conditions, stop: int) -> Tensor:
-        """The latents that step `stop` starts from."""
-        x = conditions.noise * self.scheduler.init_noise_sigma
-        for i in range(stop):
-            x = self.step(x, self.guide(*self.noise(x, i, conditions)), i, conditions)
+    def rollout(self, conditions: Conditions, stop: int, start: int = 0, x: Tensor | None = None) -> Tensor:
+        """The latents that step `stop` starts from; from x at step `start`, or from the conditions' noise."""
+        x = conditions.noise if x is None else x
+        with self._embedded(conditions) as conditions:
+            for i in range(start, stop):
+                x = self.step(x, self.guide(*self.noise(x, i, conditions)), i, conditions)
         return x
 
+    @contextmanager
+    def _embedded(self, conditions: Conditions) -> Iterator[Conditions]:
+        """Within it the ControlNet takes the edges as already embedded: the same at every step, they are so once."""
+        embedding = self.controlnet.controlnet_cond_embedding
+        try:
+            edges = embedding(conditions.edges.to(self.controlnet.dtype))
+            self.controlnet.controlnet_cond_embedding = nn.Identity()
+            yield replace(conditions, edges=edges)
+        finally:
+            self.controlnet.controlnet_cond_embedding = embedding
+
     def picture(self, latents: Tensor, conditions: Conditions) -> Tensor:
-        """Latents decoded to pictures (batch, 3, height, width) in [0, 1], the product pasted with its own alpha."""
-        decoded = self.vae.decode(latents / self.vae.config["scaling_factor"]).sample
-        painted = (decoded.float() / 2 + 0.5).clamp(0, 1)
+        """Pictures (batch, 3, height, width) in [0, 1] of clean latents: x_0, or an estimate of it.
+
+        The product's latents are put in its place, as the last step does; decoded, the product is pasted with its own
+        alpha, not dilated.
+        """
+        whole = conditions.background * latents + (1 - conditions.background) * conditions.latents
+        decoded = self.vae.decode((whole / self.vae.config["scaling_factor"]).to(self.vae.dtype)).sample
+        painted = (decoded.to(latents.dtype) / 2 + 0.5).clamp(0, 1)
         alpha = conditions.product[:, 3:]
         return painted * (1 - alpha) + conditions.product[:, :3] * alpha
 
@@ -204,6 +232,17 @@ class Generator(nn.Module):
         ).save_pretrained(folder)
 
 
+def keyed_noise(seed: int, keys: Sequence[str], shape: Sequence[int]) -> Tensor:
+    """Standard normal (keys, *shape), on the CPU; a row is a function of (seed, its key) alone."""
+    return torch.stack([torch.randn(*shape, generator=keyed(seed, key)) for key in keys])
+
+
+def keyed(seed: int, key: str) -> torch.Generator:
+    """Random numbers of the CPU that depend on (seed, key) alone."""
+    number = int.from_bytes(blake2b(f"{seed} {key}".encode(), digest_size=8).digest(), "little") >> 1
+    return torch.Generator().manual_seed(number)
+
+
 def outline(product: Tensor) -> Tensor:
     """Canny edges, 0 or 1, (batch, 3, height, width), of products (batch, 4, height, width) in [0, 1] over black."""
     shown = (product[:, :3] * product[:, 3:] * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
@@ -212,21 +251,30 @@ def outline(product: Tensor) -> Tensor:
 
 
 def load_generator(folder: str | Path, controlnet: str | Path | None = None, **settings: Any) -> Generator:
-    """The generator of a folder or hub id in diffusers' layout; `settings` are `Generator`'s.
+    """The generator of a folder or hub id in diffusers' layout, float32; `settings` are `Generator`'s.
 
     `controlnet`: a folder or hub id of its own; None: the subfolder of that name. The scheduler's configuration is read
-    as DDIM's, whatever scheduler it was written by.
+    as DDIM's, whatever scheduler it was written by. Raises ValueError naming the folder and the part that is missing or
+    cannot be read.
     """
-    place = str(folder)
-    scheduler: Any = DDIMScheduler.from_pretrained(place, subfolder="scheduler")
     return Generator(
-        CLIPTokenizer.from_pretrained(place, subfolder="tokenizer"),
-        CLIPTextModel.from_pretrained(place, subfolder="text_encoder"),
-        AutoencoderKL.from_pretrained(place, subfolder="vae"),
-        UNet2DConditionModel.from_pretrained(place, subfolder="unet"),
-        ControlNetModel.from_pretrained(str(controlnet))
-        if controlnet
-        else ControlNetModel.from_pretrained(place, subfolder="controlnet"),
-        scheduler,
+        part_of(CLIPTokenizer, folder, "tokenizer"),
+        part_of(CLIPTextModel, folder, "text_encoder"),
+        part_of(AutoencoderKL, folder, "vae"),
+        part_of(UNet2DConditionModel, folder, "unet"),
+        part_of(ControlNetModel, controlnet) if controlnet else part_of(ControlNetModel, folder, "controlnet"),
+        part_of(DDIMScheduler, folder, "scheduler"),
         **settings,
     )
+
+
+def part_of(kind: Any, folder: str | Path, subfolder: str = "") -> Any:
+    """What `kind`, a class of diffusers or transformers, reads from a folder or hub id; nets in float32."""
+    place = str(located(folder))
+    read: Any = kind.from_pretrained
+    wide = {"dtype" if kind is CLIPTextModel else "torch_dtype": torch.float32} if issubclass(kind, nn.Module) else {}
+    try:
+        return read(place, subfolder=subfolder, **wide)
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{Path(place) / subfolder}: no {kind.__name__} can be read there: {reason}") from error

@@ -6,16 +6,19 @@ from typing import Any
 import lightning as L
 import torch
 
-SCHEDULES = ("cosine", "step")
+SCHEDULES = ("cosine", "step", "constant")
 
 
 def pace(done: float, warmup: float, schedule: str = "cosine") -> float:
     """The learning rate as a share of its peak when the share `done` of the steps is done.
 
-    It rises linearly over the share `warmup`. Then "cosine" falls to 0; "step" stays, a tenth from the middle on.
+    It rises linearly over the share `warmup`. Then "cosine" falls to 0; "step" stays, a tenth from the middle on;
+    "constant" stays.
     """
     if done < warmup:
         return (done + 1e-3) / (warmup + 1e-3)
+    if schedule == "constant":
+        return 1.0
     if schedule == "step":
         return 1.0 if done < 0.5 else 0.1
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - warmup) / (1 - warmup))))

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Self
 
+import torch
 from torch import Tensor, nn
 
 from src.data.batch import Batch
@@ -36,7 +37,7 @@ class Reward(nn.Module, ABC):
         """The opinion of float32 `images`; `batch` is known to have every field of `fields`."""
 
     def forward(self, images: Tensor, batch: Batch) -> Score:
-        """The score of RGB `images` (batch, 3, height, width) in [0, 1], any size, float32 also under autocast.
+        """The score of RGB `images` (batch, 3, height, width) in [0, 1], any size; float32 also under autocast.
 
         `batch` has what belongs to them: titles, products, ...; `batch["image"]`, if there, is not looked at. Rows do
         not influence one another. Raises ValueError naming a field that `batch` lacks or that has other rows.
@@ -53,8 +54,9 @@ class Reward(nn.Module, ABC):
         for field in sorted(self.fields):
             if len(batch[field]) != len(images):
                 raise ValueError(f"{name}: {len(batch[field])} rows of {field} for {len(images)} images.")
-        score = self.score(images.float(), batch)
-        return Score(score.value.float(), {part: value.float() for part, value in score.parts.items()})
+        wide = torch.promote_types(images.dtype, torch.float32)
+        score = self.score(images.to(wide), batch)
+        return Score(score.value.to(wide), {part: value.to(wide) for part, value in score.parts.items()})
 
     def freeze(self) -> None:
         """Fixes all weights, and eval mode, for good."""

@@ -96,7 +96,7 @@ def test_every_bad_row_is_told_apart_and_none_stops_the_reading(tmp_path: Path) 
     found = problems(Table(file, FIELDS))
     assert sorted(found) == list(range(2, 13))
     words = ["no such file", "truncated", "cannot identify", "alpha", "canvas", "no title", "3 cells", "5 cells"]
-    for number, word in zip(range(2, 13), [*words, "CSV", "no key", "UTF-8"], strict=True):
+    for number, word in zip(range(2, 13), [*words, "no row of a table", "no key", "UTF-8"], strict=True):
         assert word in found[number], (number, found[number])
 
 

@@ -45,21 +45,30 @@ def test_a_sample_is_that_of_diffusers(prediction, num_steps, monkeypatch):
 
 
 def test_the_estimate_inverts_the_noising_and_the_product_keeps_its_place():
-    for prediction in ("epsilon", "v_prediction"):
-        generator = tiny.generator(prediction=prediction)
-        conditions = generator.encode(tiny.ads(2))
-        clean, eps = torch.randn(2, 2, 4, 16, 16)
-        for i in (0, 3, 5):
-            a = generator.alpha_bars[i]
-            x = a**0.5 * clean + (1 - a) ** 0.5 * eps
-            v = a**0.5 * eps - (1 - a) ** 0.5 * clean
-            predicted = eps if prediction == "epsilon" else v
-            torch.testing.assert_close(generator.estimate(x, predicted, i), clean, atol=2e-4, rtol=1e-4)
-            b = generator.alpha_bars[i + 1]
-            moved, mask = generator.step(x, predicted, i, conditions), conditions.background.expand_as(x) > 0
-            torch.testing.assert_close(moved[mask], (b**0.5 * clean + (1 - b) ** 0.5 * eps)[mask], atol=2e-4, rtol=1e-4)
-            known = conditions.latents if i == 5 else b**0.5 * conditions.latents + (1 - b) ** 0.5 * conditions.noise
-            assert torch.equal(moved[~mask], known[~mask])
+    generator = tiny.generator()
+    conditions = generator.encode(tiny.ads(2))
+    clean, eps = torch.randn(2, 2, 4, 16, 16)
+    for i in (0, 3, 5):
+        a, b = generator.alpha_bars[i : i + 2]
+        x = a**0.5 * clean + (1 - a) ** 0.5 * eps
+        torch.testing.assert_close(generator.estimate(x, eps, i), clean, atol=2e-4, rtol=1e-4)
+        moved, mask = generator.step(x, eps, i, conditions), conditions.background.expand_as(x) > 0
+        torch.testing.assert_close(moved[mask], (b**0.5 * clean + (1 - b) ** 0.5 * eps)[mask], atol=2e-4, rtol=1e-4)
+        known = conditions.latents if i == 5 else b**0.5 * conditions.latents + (1 - b) ** 0.5 * conditions.noise
+        assert torch.equal(moved[~mask], known[~mask])
+
+
+def test_a_rollout_may_be_cut_in_two_and_leaves_the_controlnet_as_it_was():
+    generator = tiny.generator()
+    conditions = generator.encode(tiny.ads(1))
+    embedding = generator.controlnet.controlnet_cond_embedding
+    with torch.no_grad():
+        half = generator.rollout(conditions, 3)
+        torch.testing.assert_close(generator.rollout(conditions, 5, 3, half), generator.rollout(conditions, 5))
+        plain = generator.noise(half, 3, conditions)
+        by_hand = generator.step(half, generator.guide(*plain), 3, conditions)
+        torch.testing.assert_close(generator.rollout(conditions, 4, 3, half), by_hand)
+    assert generator.controlnet.controlnet_cond_embedding is embedding
 
 
 def test_a_picture_depends_on_seed_and_key_not_on_its_neighbours():

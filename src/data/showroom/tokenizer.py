@@ -1,27 +1,30 @@
-"""The tiny text encoder's folder, from the showroom's own words: `python -m src.data.showroom.tokenizer`.
+"""The tiny text encoders' folders, from the showroom's own words: `python -m src.data.showroom.tokenizer`.
 
-Writes `src/data/showroom/text/`: a WordPiece tokenizer and the configuration of a two-layer BERT, no weights. Whole
-numbers up to 400 are words of their own ("49x61x118 cm" reads 49 x 61 x 118 cm); other unknown words fall apart into
-characters.
+Writes tokenizers and configurations, no weights. `src/data/showroom/text/`, for titles: WordPiece and a two-layer BERT;
+whole numbers up to 400 are words of their own ("49x61x118 cm" reads 49 x 61 x 118 cm), other unknown words fall apart
+into characters. `src/data/showroom/prompt/`, for prompts: CLIP's byte pairs, merged until every word of the showroom is
+one token, and a two-layer CLIP text model.
 """
 
 import csv
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, PreTrainedTokenizerFast
+from transformers import BertConfig, CLIPTextConfig, CLIPTokenizer, PreTrainedTokenizerFast
 
-from src.data.showroom.rooms import COLOURS
-from src.data.showroom.text import BRANDS, PRAISE
+from src.data.showroom.rooms import COLOURS, MATERIALS, STYLES
+from src.data.showroom.text import BRANDS, NOUNS, PATTERN_WORDS, PRAISE
 
 HERE = Path(__file__).parent
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SYMBOLS = "abcdefghijklmnopqrstuvwxyz0123456789"
 MARKS = "!\"#$%&'()*+,-./:;=?"
 LARGEST = 400
-MAX_TOKENS = 48
+MAX_TOKENS = 48  # of a title
+PROMPT_TOKENS = 40
 
 
 def texts() -> list[str]:
@@ -65,7 +68,25 @@ def tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def main(folder: Path = HERE / "text") -> None:
+def prompts() -> list[str]:
+    """Everything that a showroom prompt can say."""
+    with (HERE / "catalogue.csv").open(encoding="utf-8") as file:
+        items = [row["name"] for row in csv.DictReader(file)]
+    frame = "product photo of a in a room wall warm soft light cool daylight next to a , white background"
+    return [*items, *COLOURS, *MATERIALS, *STYLES, *PATTERN_WORDS.values(), *NOUNS.values(), frame]
+
+
+def prompt_tokenizer(texts: list[str]) -> CLIPTokenizer:
+    """CLIP's tokenizer with merges of its own, learnt from `texts`; other words fall apart into smaller pieces."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet), "<|startoftext|>", "<|endoftext|>"]
+    bytes_only = CLIPTokenizer(
+        vocab={token: row for row, token in enumerate(tokens)}, merges=[], model_max_length=PROMPT_TOKENS
+    )
+    return bytes_only.train_new_from_iterator(texts, vocab_size=5000, show_progress=False)
+
+
+def main(folder: Path = HERE / "text", prompt_folder: Path = HERE / "prompt") -> None:
     words = tokenizer(texts())
     words.save_pretrained(folder)
     BertConfig(
@@ -80,6 +101,20 @@ def main(folder: Path = HERE / "text") -> None:
         attention_probs_dropout_prob=0.1,
     ).save_pretrained(folder)
     print(f"wrote {folder}: {len(words)} tokens")
+    pairs: Any = prompt_tokenizer(prompts())
+    pairs.save_pretrained(prompt_folder)
+    CLIPTextConfig(
+        vocab_size=-(-len(pairs) // 8) * 8,
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=256,
+        max_position_embeddings=PROMPT_TOKENS,
+        bos_token_id=pairs.bos_token_id,
+        eos_token_id=pairs.eos_token_id,
+        pad_token_id=pairs.pad_token_id,
+    ).save_pretrained(prompt_folder)
+    print(f"wrote {prompt_folder}: {len(pairs)} tokens")
 
 
 if __name__ == "__main__":

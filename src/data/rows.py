@@ -1,0 +1,42 @@
+"""The rows of an open CSV, TSV or JSONL file: the line each ends in, its cells, and why it is no whole row ("": it is).
+
+The files are opened with `newline=""`, so that a quoted cell may hold a line break. Blank lines are no rows.
+"""
+
+import csv
+import json
+from collections.abc import Iterator
+from typing import IO, Any
+
+SEPARATORS = {".csv": ",", ".tsv": "\t"}  # of the cells, by the file's suffix
+Read = tuple[int, dict[str, Any], str]  # line from 1, cells by column, reason
+
+
+def csv_rows(file: IO[str], separator: str) -> Iterator[Read]:
+    """The rows under the header, which is the first line that is not blank."""
+    reader = csv.reader(file, delimiter=separator, strict=True)
+    header: list[str] = []
+    while True:
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield reader.line_num, {}, f"is no row of a table: {error}"
+            continue
+        if header and cells:
+            odd = len(cells) != len(header)
+            reason = f"has {len(cells)} cells for {len(header)} columns" if odd else ""
+            yield reader.line_num, dict(zip(header, cells, strict=False)), reason
+        header = header or cells
+
+
+def json_rows(file: IO[str]) -> Iterator[Read]:
+    for line, text in enumerate(file, 1):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except ValueError as error:
+            row = error
+        yield (line, row, "") if isinstance(row, dict) else (line, {}, f"is no JSON object ({row})")

@@ -1,0 +1,61 @@
+"""A generator that has learnt nothing yet, except its VAE."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from src.checkpoint import located
+from src.diffusion.generator import Generator, part_of
+
+
+def fresh_generator(
+    vae: str | Path,
+    text_encoder: str | Path,
+    unet: Mapping[str, Any],
+    edge_channels: tuple[int, ...] | list[int] = (16, 32, 96, 256),
+    scheduler: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> Generator:
+    """A generator with random weights, to be trained from the beginning: `src.models.denoiser`, part "all".
+
+    Args:
+        vae: folder or hub id of a trained one in diffusers' layout.
+        text_encoder: folder with a CLIP tokenizer and a CLIPTextConfig.
+        unet: arguments of `diffusers.UNet2DConditionModel`; the text encoder gives the width of the cross attention.
+        edge_channels: of the ControlNet's layers from the edges to the latents' size; the ControlNet is else the UNet's
+            first half. Each after the first halves the size.
+        scheduler: arguments of `diffusers.DDIMScheduler` besides those of Stable Diffusion 1.5.
+        seed: of the weights.
+        settings: see `Generator`.
+    """
+    place = str(located(text_encoder))
+    stable_diffusion = {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+    }
+    ddim: Any = DDIMScheduler
+    words: Any = CLIPTextConfig.from_pretrained(place)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        painter = UNet2DConditionModel(**{**unet, "cross_attention_dim": words.hidden_size})
+        return Generator(
+            CLIPTokenizer.from_pretrained(place),
+            CLIPTextModel(words),
+            part_of(AutoencoderKL, vae),
+            painter,
+            ControlNetModel.from_unet(painter, conditioning_embedding_out_channels=tuple(edge_channels)),
+            ddim(**{**stable_diffusion, **(scheduler or {})}),
+            **settings,
+        )

@@ -1,0 +1,88 @@
+"""The part of a generator that is trained, and the generator as it was before."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from src.diffusion.generator import Generator
+
+PARTS = ("unet", "controlnet", "unet_lora", "controlnet_lora", "all")
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]  # LoRA's usual places
+
+
+class Part(nn.Module):
+    """A generator of which one part is trained; the weights of every other are frozen, and all is in eval mode.
+
+    Args:
+        name: "unet", "controlnet", their "_lora" forms (low-rank adapters of the attention, by PEFT), or "all": text
+            encoder, UNet and ControlNet.
+        rank: of the adapters.
+    """
+
+    def __init__(self, generator: Generator, name: str, rank: int = 8) -> None:
+        super().__init__()
+        if name not in PARTS:
+            raise ValueError(f"part={name}: choose one of {', '.join(PARTS)}.")
+        self.generator, self.name = generator.requires_grad_(False).eval(), name
+        self.lora = name.endswith("_lora")
+        self.names = ("text_encoder", "unet", "controlnet") if name == "all" else (name.removesuffix("_lora"),)
+        for module in self.modules_trained():
+            if self.lora:
+                config = LoraConfig(r=rank, lora_alpha=rank, target_modules=ATTENTION, init_lora_weights="gaussian")
+                inject_adapter_in_model(config, module)
+            else:
+                module.requires_grad_(True)
+
+    def modules_trained(self) -> list[Any]:
+        return [getattr(self.generator, name) for name in self.names]
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        """Those that are trained, by name."""
+        return {name: weight for name, weight in self.generator.named_parameters() if weight.requires_grad}
+
+    def keep_reference(self) -> None:
+        """Remembers the generator as it is now, for `reference`; adapters need no copy: they can be turned off."""
+        copies = [] if self.lora else [deepcopy(module).requires_grad_(False) for module in self.modules_trained()]
+        self.was = nn.ModuleList(copies)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Within it the generator is the one that `keep_reference` remembered."""
+        if self.lora:
+            self._adapters(False)
+        else:
+            now = self.modules_trained()
+            self._set(list(self.was))
+        try:
+            yield
+        finally:
+            if self.lora:
+                self._adapters(True)
+            else:
+                self._set(now)
+
+    def merged(self) -> Generator:
+        """A copy of the generator, frozen, its adapters added to the weights beside them: plain nets again."""
+        plain = deepcopy(self.generator)
+        for module in [getattr(plain, name) for name in self.names if self.lora]:
+            for name, layer in list(module.named_modules()):
+                if isinstance(layer, BaseTunerLayer):
+                    layer.merge()
+                    above, _, own = name.rpartition(".")
+                    setattr(module.get_submodule(above), own, layer.get_base_layer())
+        return plain.requires_grad_(False)
+
+    def _set(self, modules: list[Any]) -> None:
+        for name, module in zip(self.names, modules, strict=True):
+            setattr(self.generator, name, module)
+
+    def _adapters(self, enabled: bool) -> None:
+        for module in self.modules_trained():
+            for layer in module.modules():
+                if isinstance(layer, BaseTunerLayer):
+                    layer.enable_adapters(enabled)

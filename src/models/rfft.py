@@ -1,0 +1,136 @@
+"""RFFT: tunes a generator with the gradient of any reward, at late denoising steps, near to what it was.
+
+Du et al., "Towards Reliable Advertising Image Generation Using Human Feedback", ECCV 2024, arXiv 2408.00418, and its
+peers by other words: ReFL (guidance_gradient=off, hinge), DRaFT-K and AlignProp (steps).
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from src.data.batch import Batch
+from src.diffusion.generator import Conditions, Generator
+from src.diffusion.regularizers import Regularizer
+from src.diffusion.steps import StepPolicy, Window
+from src.models.tuner import Tuner
+from src.resume import batches_trained
+from src.rewards.base import Reward, Score
+
+GUIDANCE_GRADIENTS = ("both", "text", "off")
+
+
+class RFFT(Tuner):
+    """Reward fine-tuning: F_total = -mean(value) + beta * regularizer, of pictures that the generator is painting.
+
+    A rollout without gradient leads to a late step; there the noise is predicted once more with gradient, the picture
+    estimated (x0-hat), decoded, the product pasted, and shown to the reward. Regularizer and reference see the same
+    latents: the rollout's own, after the inpainting blend.
+
+    Args:
+        part: "controlnet" (the paper's), "unet", "unet_lora" or "controlnet_lora".
+        guidance_gradient: through "both" branches of the guided noise, through the "text" one alone, or "off": no
+            guidance in the step with gradient, as ReFL has it.
+        hinge: the loss of a picture is max(0, hinge - value) (ReFL's shape), so that good pictures pull no more; None:
+            -value.
+        checkpointing: compute activations of the step with gradient twice instead of keeping them.
+        gradients_every: steps between two measurements of the reward's and the regularizer's gradients: their norms,
+            after beta, and the cosine between them; 0: never. Each costs a second backward pass.
+        rank, ema, lr, weight_decay, warmup, schedule: see `Tuner`.
+    """
+
+    card: ClassVar = {
+        "use": "Painting backgrounds around products, as the generator that it was tuned from.",
+        "limits": "Tuned to please one reward: look at the pictures and at the judge's opinion, not at the reward's.",
+        "load": "from src.diffusion.generator import load_generator\n\n"
+        'generator = load_generator("path/of/this/folder")  # also a folder of diffusers\' own pipelines',
+    }
+
+    def __init__(
+        self,
+        generator: Generator,
+        reward: Reward,
+        regularizer: Regularizer,
+        steps: StepPolicy,
+        part: str = "controlnet",
+        rank: int = 8,
+        guidance_gradient: str = "both",
+        hinge: float | None = None,
+        checkpointing: bool = False,
+        gradients_every: int = 10,
+        ema: float | None = None,
+        lr: float = 1e-5,
+        weight_decay: float = 0.01,
+        warmup: float = 0.0,
+        schedule: str = "constant",
+    ) -> None:
+        super().__init__(generator, part, rank, ema, lr, weight_decay, warmup, schedule)
+        self.save_hyperparameters(ignore=["generator", "reward", "regularizer", "steps"])
+        if guidance_gradient not in GUIDANCE_GRADIENTS:
+            raise ValueError(f"guidance_gradient={guidance_gradient}: choose one of {', '.join(GUIDANCE_GRADIENTS)}.")
+        if own := reward.fields & {"depth", "saliency", "image"}:
+            raise ValueError(f"{type(reward).__name__} takes {', '.join(sorted(own))} from the batch, not the picture.")
+        self.reward, self.regularizer, self.steps = reward, regularizer, steps
+        self.guidance_gradient, self.hinge, self.gradients_every = guidance_gradient, hinge, gradients_every
+        self.fields = frozenset({"prompt", "product"} | reward.fields)
+        self.part.keep_reference()
+        if checkpointing:
+            for net in (generator.unet, generator.controlnet, generator.vae):
+                net.enable_gradient_checkpointing()
+
+    def training_step(self, batch: Batch) -> Tensor:
+        conditions = self.net.encode(batch, seed=batches_trained(self.trainer))
+        x, at, looks = conditions.noise, 0, []
+        for window in self.steps(self.net.num_steps):
+            with torch.no_grad():
+                x = self.net.rollout(conditions, window.start, at, x)
+            at = window.start
+            looks.append(self.look(x, window, conditions, batch))
+        reward, penalty = (
+            torch.stack(part).mean() for part in zip(*[self.losses(*pair) for pair in looks], strict=True)
+        )
+        values = torch.cat([score.value for score, _ in looks])
+        parts = {name: torch.cat([score.parts[name] for score, _ in looks]).mean() for name in looks[0][0].parts}
+        self.log("train/reward", values.mean(), prog_bar=True, batch_size=len(x))
+        self.log_dict({f"train/reward_{name}": part for name, part in parts.items()}, batch_size=len(x))
+        self.log("train/regularizer", penalty, batch_size=len(x))
+        if self.regularizer.beta and self.gradients_every and self.trainer.global_step % self.gradients_every == 0:
+            self.log_dict(self.gradients(reward, self.regularizer.beta * penalty), batch_size=len(x))
+        return reward + self.regularizer.beta * penalty
+
+    def look(self, x: Tensor, window: Window, conditions: Conditions, batch: Batch) -> tuple[Score, Tensor]:
+        """The reward of the picture that a window of steps from latents x estimates, and the penalty, (batch,)."""
+        penalty, clean = torch.zeros(len(x), device=x.device), x
+        for i in range(window.start, window.stop):
+            text, uncond = tuned = self.net.noise(x, i, conditions)
+            if self.regularizer.beta:
+                with torch.no_grad(), self.part.reference():
+                    reference = self.net.noise(x, i, conditions)
+                a = self.net.alpha_bars[i]
+                penalty = penalty + self.regularizer(tuned, reference, a, self.net.guidance_scale)
+            if self.guidance_gradient == "off":
+                eps = text
+            else:
+                eps = self.net.guide(text, uncond if self.guidance_gradient == "both" else uncond.detach())
+            clean = self.net.estimate(x, eps, i)
+            x = self.net.step(x, eps, i, conditions)
+        picture = self.net.picture(clean, conditions)
+        seen: dict[str, Any] = {field: batch[field] for field in self.reward.fields}
+        return self.reward(picture, seen), penalty / (window.stop - window.start)
+
+    def gradients(self, reward: Tensor, penalty: Tensor) -> dict[str, Tensor]:
+        """Norms of the gradients of both terms in the trained weights, and the cosine between them."""
+        weights = list(self.part.weights().values())
+        flat = [
+            torch.cat(
+                [g.flatten() for g in torch.autograd.grad(term, weights, retain_graph=True, materialize_grads=True)]
+            )
+            for term in (reward, penalty)
+        ]
+        cosine = torch.nn.functional.cosine_similarity(flat[0], flat[1], dim=0)
+        return {"grad/reward": flat[0].norm(), "grad/regularizer": flat[1].norm(), "grad/cosine": cosine}
+
+    def losses(self, score: Score, penalty: Tensor) -> tuple[Tensor, Tensor]:
+        """F_AC, or its shaped form, and the mean penalty."""
+        loss = -score.value if self.hinge is None else (self.hinge - score.value).clamp_min(0)
+        return loss.mean(), penalty.mean()

@@ -1,0 +1,103 @@
+"""What every training of a generator has in common: which weights move, their average, what is saved, what is shown."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from src.diffusion.generator import Generator
+from src.diffusion.part import Part
+from src.models.schedule import adamw
+
+
+class Tuner(L.LightningModule):
+    """A system that trains one `part` of a generator; its checkpoint folder is diffusers' own, adapters merged.
+
+    Its states hold the trained weights alone: everything else comes from the generator's folder.
+
+    Args:
+        part, rank: see `src.diffusion.part.Part`.
+        ema: decay per step of an exponential average of the trained weights, which is what is validated, tested and
+            saved; None: the weights themselves.
+        lr, weight_decay, warmup, schedule: see `src.models.schedule.adamw`.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        part: str,
+        rank: int,
+        ema: float | None,
+        lr: float,
+        weight_decay: float,
+        warmup: float,
+        schedule: str,
+    ) -> None:
+        super().__init__()
+        if ema is not None and not 0 < ema < 1:
+            raise ValueError(f"ema={ema} must be between 0 and 1, or null.")
+        self.part, self.ema = Part(generator, part, rank), ema
+        self.average = nn.ParameterList(
+            nn.Parameter(weight.detach().clone(), requires_grad=False)
+            for weight in (self.part.weights().values() if ema else ())
+        )
+        self.lr, self.weight_decay, self.warmup, self.schedule = lr, weight_decay, warmup, schedule
+
+    @property
+    def net(self) -> Generator:
+        return self.part.generator
+
+    def configure_optimizers(self) -> Any:
+        return adamw(self, self.lr, self.weight_decay, self.warmup, self.schedule)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.ema:
+            done = self.trainer.global_step
+            decay = min(self.ema, (1 + done) / (10 + done))  # young averages forget the start sooner
+            with torch.no_grad():
+                for mean, weight in zip(self.average, self.part.weights().values(), strict=True):
+                    mean.lerp_(weight, 1 - decay)
+
+    def on_validation_start(self) -> None:
+        self._swap()
+
+    def on_validation_end(self) -> None:
+        self._swap()
+
+    def on_fit_end(self) -> None:
+        """From here on the weights are what is shipped: their average if there is one."""
+        self._swap()
+
+    def _swap(self) -> None:
+        """Exchanges the trained weights and their average."""
+        for weight, mean in zip(self.part.weights().values() if self.ema else (), self.average, strict=True):
+            weight.data, mean.data = mean.data, weight.data
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The trained weights and their average."""
+        trained = {f"part.generator.{name}" for name in self.part.weights()}
+        whole = super().state_dict(*args, **kwargs)
+        return {key: value for key, value in whole.items() if key in trained or key.startswith("average.")}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        if odd := sorted(state_dict.keys() ^ self.state_dict().keys()):
+            raise ValueError(f"The state of another part than {self.part.name}: {', '.join(odd[:3])} ...")
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def save_weights(self, folder: Path, dtype: torch.dtype) -> None:
+        """diffusers' folder of a ControlNet inpainting pipeline, adapters merged."""
+        self.part.merged().to(dtype).save(folder)
+
+    def assets(self, folder: Path) -> dict[str, Any]:
+        """The generator as that of the folder, with its settings."""
+        here: dict[str, Any] = {"_target_": "src.diffusion.generator.load_generator", "folder": "./"}
+        return {"generator": here | self.net.settings}
+
+
+def squared(difference: Tensor) -> Tensor:
+    """Mean square of each row, (batch,)."""
+    return difference.square().flatten(1).mean(dim=1)

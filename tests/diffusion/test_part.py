@@ -1,0 +1,66 @@
+"""What is trained, what is not, and the way back to the generator as it was."""
+
+import pytest
+import torch
+
+from src.diffusion.part import PARTS, Part
+from tests.diffusion import tiny
+
+
+def weights(part: Part) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in part.generator.named_parameters()}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_only_the_part_is_trained(name):
+    part = Part(tiny.generator(), name, rank=2)
+    trained = part.weights()
+    homes = {"all": {"text_encoder", "unet", "controlnet"}}.get(name, {name.removesuffix("_lora")})
+    assert {key.partition(".")[0] for key in trained} == homes
+    assert all(("lora" in key) == name.endswith("_lora") for key in trained)
+    assert not any(weight.requires_grad for weight in part.generator.vae.parameters())
+    if name.endswith("_lora"):
+        assert sum(w.numel() for w in trained.values()) < 0.3 * sum(w.numel() for w in part.generator.parameters())
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_the_reference_is_the_generator_before_training_whatever_has_happened_since(name):
+    part, batch = Part(tiny.generator(), name, rank=2), tiny.ads(1)
+    part.keep_reference()
+    with torch.no_grad():
+        conditions = part.generator.encode(batch)
+        before = torch.cat(part.generator.noise(conditions.noise, 2, conditions))
+        for weight in part.weights().values():
+            weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+        now = weights(part)
+        moved = torch.cat(part.generator.noise(conditions.noise, 2, conditions))
+        with part.reference():
+            same = torch.cat(part.generator.noise(conditions.noise, 2, conditions))
+        again = torch.cat(part.generator.noise(conditions.noise, 2, conditions))
+    assert torch.equal(same, before)
+    assert float((moved - before).abs().max()) > 1e-3
+    assert torch.equal(again, moved)
+    assert weights(part).keys() == now.keys()
+    assert set(part.weights()) == {name for name, weight in part.generator.named_parameters() if weight.requires_grad}
+    assert part.weights()
+
+
+@pytest.mark.parametrize("name", ["unet_lora", "controlnet_lora"])
+def test_merged_adapters_paint_the_same_and_leave_plain_nets(name, tmp_path):
+    part = Part(tiny.generator(), name, rank=2)
+    plain = {key for key, _ in tiny.generator().named_parameters()}
+    with torch.no_grad():
+        for weight in part.weights().values():
+            weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+        batch = tiny.ads(1)
+        painted = part.generator.sample(part.generator.encode(batch))
+        merged = part.merged()
+        torch.testing.assert_close(merged.sample(merged.encode(batch)), painted, atol=1e-5, rtol=0)
+    assert {key for key, _ in merged.named_parameters()} == plain
+    assert not any(weight.requires_grad for weight in merged.parameters())
+    assert part.weights()  # the part itself goes on
+
+
+def test_an_unknown_part_is_refused_with_the_choices():
+    with pytest.raises(ValueError, match=r"part=vae: choose one of unet, controlnet, .*, all\."):
+        Part(tiny.generator(), "vae")

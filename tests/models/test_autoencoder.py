@@ -1,0 +1,61 @@
+"""The VAE: its loss, its scale, and the folder that diffusers reads."""
+
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+from src.checkpoint import ABOUT, load, save
+from src.fit import fit
+from src.models.autoencoder import Autoencoder, edge_difference
+from tests.models.test_denoiser import configuration, data
+
+
+def autoencoder(**change: Any) -> Autoencoder:
+    sizes: dict[str, Any] = {"block_out_channels": (4, 8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+    return Autoencoder(**sizes | change)
+
+
+def test_edges_are_differences_of_pixel_steps():
+    a, b = torch.zeros(1, 1, 2, 3), torch.tensor([[[[0.0, 1, 1], [0, 1, 1]]]])
+    # across: steps of 1, 0 in both rows, so a mean of 1/2; down: none
+    assert float(edge_difference(a, b)) == pytest.approx(0.25)
+    assert float(edge_difference(b, b + 3)) == 0  # a shift has no edges
+
+
+def test_a_run_learns_scales_its_latents_and_ends_in_a_folder_of_diffusers(tmp_path):
+    L.seed_everything(0, verbose=False)
+    system = autoencoder(lr=1e-2)
+    source = data()
+    node = {"_target_": "src.models.autoencoder.Autoencoder", "block_out_channels": [4, 8, 8]}
+    config = configuration(tmp_path, model=node, dtype="float16")
+    pictures = next(iter(source.batches("train")))["image"]
+    start = float((system(pictures) - pictures).abs().mean())
+    config["trainer"]["max_steps"] = 40
+    metrics = fit(system, source, config)
+    assert set(metrics) == {"test/l1", "test/psnr", "test/ssim"}
+    assert float((system(pictures) - pictures).abs().mean()) < 0.7 * start
+    folder = tmp_path / "checkpoint"
+    net: Any = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+    latents = torch.cat([net.encode(2 * b["image"] - 1).latent_dist.mode() for b in source.batches("val")])
+    assert float((latents * net.config.scaling_factor).std(correction=0)) == pytest.approx(1, rel=1e-3)
+    again: Any = load(folder)
+    assert all(torch.equal(a, b) for a, b in zip(again.net.parameters(), system.net.parameters(), strict=True))
+    assert again.net.config.scaling_factor == system.net.config.scaling_factor
+    assert (tmp_path / "pictures/reconstructions.png").is_file()
+    assert not (folder / "model.safetensors").exists()
+    with pytest.raises(ValueError, match="must be in"):
+        autoencoder(products=1.5)
+
+
+def test_what_lies_in_a_folder_of_old_is_gone_after_saving(tmp_path):
+    system = autoencoder()
+    about = dict.fromkeys(ABOUT, "x")
+    (tmp_path / "model.safetensors").write_bytes(b"old")
+    save(tmp_path, system, {"_target_": "src.models.autoencoder.Autoencoder"}, {}, about)
+    assert not (tmp_path / "model.safetensors").exists()
+    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"no AutoencoderKL can be read"):
+        load(tmp_path)

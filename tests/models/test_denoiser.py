@@ -1,0 +1,149 @@
+"""Noise prediction against its formulas, and whole runs that end in folders of diffusers."""
+
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from diffusers.pipelines.controlnet.pipeline_controlnet_inpaint import StableDiffusionControlNetInpaintPipeline
+
+from src.checkpoint import load
+from src.data.module import AdData
+from src.data.showroom.world import Showroom
+from src.diffusion.generator import load_generator, outline
+from src.fit import fit
+from src.models.denoiser import Denoiser
+from src.models.tuner import Tuner
+from tests.diffusion import tiny
+
+
+def denoiser(prediction: str = "epsilon", **change: Any) -> Denoiser:
+    return Denoiser(tiny.generator(prediction=prediction), **{"part": "unet", **change})
+
+
+def data() -> AdData:
+    source = Showroom({"train": 8, "val": 2, "test": 2}, size=tiny.SIZE, holds=["image", "product", "prompt"])
+    return AdData(source, batch_size=2, num_workers=0)
+
+
+def configuration(out, **change):
+    trainer = {"accelerator": "cpu", "max_steps": 6, "enable_progress_bar": False, "enable_model_summary": False}
+    config = {"out": str(out), "seed": 0, "resume": False, "checkpoint_every": 2, "data": {}, "dtype": "float32"}
+    node = {"_target_": "src.models.denoiser.Denoiser", "part": "unet", "generator": {"_target_": "elsewhere"}}
+    return config | {"model": node, "trainer": trainer | {"num_sanity_val_steps": 0, "log_every_n_steps": 1}} | change
+
+
+def test_the_loss_is_the_mean_square_of_noise_or_v_with_min_snr_weights():
+    clean, noise = torch.randn(2, 3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    t, prompts, edges = torch.tensor([20, 500, 980]), ["a", "b", "c"], outline(tiny.ads(3)["product"])
+    for prediction in ("epsilon", "v_prediction"):
+        plain = denoiser(prediction=prediction)
+        a = plain.net.scheduler.alphas_cumprod[t][:, None, None, None]
+        noisy = plain.net.scheduler.add_noise(clean, noise, t)
+        predicted = plain(noisy, t, prompts, edges)
+        true = plain.net.scheduler.get_velocity(clean, noise, t) if prediction == "v_prediction" else noise
+        expected = (predicted - true).square().mean(dim=(1, 2, 3))
+        torch.testing.assert_close(plain.loss(clean, noise, t, prompts, edges), expected, rtol=1e-4, atol=1e-6)
+        snr = (a / (1 - a)).flatten()
+        weight = snr.clamp(max=5) / (snr + 1 if prediction == "v_prediction" else snr)
+        weighed = denoiser(prediction=prediction, min_snr=5.0).loss(clean, noise, t, prompts, edges)
+        torch.testing.assert_close(weighed, expected * weight, rtol=1e-4, atol=1e-6)
+        assert float(weight.min()) < 0.9 * float(weight.max())
+
+
+def test_a_picture_is_encoded_once_for_each_side_it_is_seen_from():
+    system = denoiser(keep_latents=True)
+    images = torch.rand(2, 3, tiny.SIZE, tiny.SIZE)
+    first = system.clean(["a", "b"], [False, True], images)
+    torch.testing.assert_close(first[0], system.net.latents(images[:1])[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(first[1], system.net.latents(images[1:].flip(-1))[0], atol=1e-5, rtol=0)
+    assert set(system.kept) == {("a", False), ("b", True)}
+    again = system.clean(["b", "a"], [True, False], torch.zeros_like(images))  # not looked at
+    assert torch.equal(again, first.flip(0))
+    assert not denoiser().kept
+
+
+def test_the_average_follows_the_weights_and_is_what_is_validated_and_shipped(tmp_path):
+    system = denoiser(ema=0.5, lr=1e-2)
+    raw = {}
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            raw[trainer.global_step] = [weight.detach().clone() for weight in pl_module.part.weights().values()]
+
+    start = [weight.detach().clone() for weight in system.part.weights().values()]
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=6, limit_val_batches=1, callbacks=[Watch()], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    names = list(system.part.weights())
+    trainer.fit(system, data())
+    mean = start
+    for step in range(1, 7):
+        decay = min(0.5, step / (9 + step))
+        mean = [torch.lerp(old, new, 1 - decay) for old, new in zip(mean, raw[step], strict=True)]
+    shipped = dict(system.net.named_parameters())
+    for name, expected in zip(names, mean, strict=True):
+        torch.testing.assert_close(shipped[name].detach(), expected, rtol=1e-4, atol=1e-6)
+    assert any(not torch.allclose(a, b) for a, b in zip(raw[6], mean, strict=True))
+
+
+def train(out, part, resume=False):
+    L.seed_everything(0, verbose=False)
+    system = denoiser(part=part, rank=2, ema=0.9, lr=1e-2, shown=2)
+    return fit(system, data(), configuration(out, resume=resume)), system
+
+
+@pytest.mark.parametrize("part", ["unet", "unet_lora", "all"])
+def test_a_run_ends_in_a_folder_that_diffusers_opens(part, tmp_path):
+    metrics, system = train(tmp_path, part)
+    folder = tmp_path / "checkpoint"
+    assert set(metrics) == {"test/loss"}
+    assert (tmp_path / "pictures/samples.png").is_file()
+    opened = StableDiffusionControlNetInpaintPipeline.from_pretrained(folder)
+    now, before = dict(system.part.merged().named_parameters()), dict(tiny.generator().named_parameters())
+    assert any(not torch.equal(now[name], before[name]) for name in before)
+    for name, weight in opened.unet.named_parameters():
+        assert torch.equal(weight, now[f"unet.{name}"])
+    again = load(folder)
+    assert isinstance(again, Tuner)
+    batch = tiny.ads(1)
+    painted = [net.sample(net.encode(batch)) for net in (again.net, system.net)]
+    torch.testing.assert_close(painted[0], painted[1], atol=1e-5, rtol=0)
+    assert again.net.settings == system.net.settings == load_generator(folder, **again.net.settings).settings
+    assert not list(folder.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("part", ["controlnet", "controlnet_lora"])
+def test_a_broken_run_resumes_to_the_weights_of_an_unbroken_one(part, tmp_path, monkeypatch):
+    _, whole = train(tmp_path / "whole", part)
+    step, count = Denoiser.training_step, iter(range(100))
+
+    def breaks(self, batch):
+        if next(count) == 5:
+            raise RuntimeError("power cut")
+        return step(self, batch)
+
+    monkeypatch.setattr(Denoiser, "training_step", breaks)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(tmp_path / "broken", part)
+    monkeypatch.setattr(Denoiser, "training_step", step)
+    _, resumed = train(tmp_path / "broken", part, resume=True)
+    for a, b in zip(whole.net.parameters(), resumed.net.parameters(), strict=True):
+        assert torch.equal(a, b)
+    state = torch.load(tmp_path / "whole/last.ckpt", weights_only=True)["state_dict"]
+    assert len(state) == 2 * len(denoiser(part=part, rank=2).part.weights())  # and nothing that is frozen
+
+
+def test_wrong_values_are_refused_by_name():
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"part": "vae"}, "part=vae"),
+        ({"ema": 1.0}, r"ema=1\.0"),
+        ({"prompt_dropout": 2.0}, r"prompt_dropout=2\.0 must be in"),
+    ]
+    for change, words in wrong:
+        with pytest.raises(ValueError, match=words):
+            denoiser(**change)
+    state = denoiser(part="unet").state_dict()
+    with pytest.raises(ValueError, match="another part than controlnet"):
+        denoiser(part="controlnet").load_state_dict(state)

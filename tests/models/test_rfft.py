@@ -1,0 +1,313 @@
+"""RFFT: which weights get which gradient, what the reward sees, and what does not change the result."""
+
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from diffusers.pipelines.controlnet.pipeline_controlnet_inpaint import StableDiffusionControlNetInpaintPipeline
+from torch import Tensor
+
+from src.data.batch import Batch
+from src.data.module import AdData
+from src.data.showroom.world import Showroom
+from src.diffusion.generator import load_generator
+from src.diffusion.regularizers import KL, ConsistentCondition, NoRegularizer, Regularizer
+from src.diffusion.steps import LastK, LateRandom, RandomTruncation, StepPolicy, Window
+from src.fit import fit
+from src.models.rfft import RFFT
+from src.rewards.base import Reward, Score
+from src.rewards.rfnet import RFNetReward
+from tests.diffusion import tiny
+from tests.models.test_denoiser import configuration
+from tests.rewards import tiny as nets
+
+TUNED = ("unet", "controlnet", "unet_lora", "controlnet_lora")
+
+
+class Redness(Reward):
+    """How red a picture is; a real reward, only simple. Keeps what it was shown."""
+
+    fields = frozenset({"title"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("goal", torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1))
+        self.freeze()
+
+    def score(self, images: Tensor, batch: Batch) -> Score:
+        self.shown = images
+        if images.requires_grad:
+            images.retain_grad()
+        value = -(images - self.get_buffer("goal")).square().mean(dim=(1, 2, 3))
+        return Score(value, {"redness": value})
+
+
+def rfft(regularizer: Regularizer | None = None, steps: StepPolicy | None = None, **change: Any) -> RFFT:
+    settings = {name: change.pop(name) for name in ("num_steps", "guidance_scale") if name in change}
+    generator, reward = tiny.generator(**settings), change.pop("reward", None) or Redness()
+    return RFFT(generator, reward, regularizer or NoRegularizer(), steps or LateRandom(last=2), **{"rank": 2, **change})
+
+
+def ads(count: int = 2) -> Batch:
+    return tiny.ads(count) | {"title": ["x"] * count}
+
+
+def total(system: RFFT, batch: Batch, window: Window, seed: int = 0) -> Tensor:
+    conditions = system.net.encode(batch, seed)
+    with torch.no_grad():
+        x = system.net.rollout(conditions, window.start)
+    reward, penalty = system.losses(*system.look(x, window, conditions, batch))
+    return reward + system.regularizer.beta * penalty
+
+
+def shaken(system: RFFT, by: float = 0.02) -> RFFT:
+    """The system a little away from its reference."""
+    noise = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for weight in system.part.weights().values():
+            weight.add_(by * torch.randn(weight.shape, generator=noise).to(weight))
+    return system
+
+
+def data() -> AdData:
+    source = Showroom({"train": 8, "val": 2, "test": 2}, size=tiny.SIZE, holds=["product", "prompt", "title"])
+    return AdData(source, batch_size=2, num_workers=0)
+
+
+@pytest.mark.parametrize("part", TUNED)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_every_trained_weight_gets_a_gradient_and_no_frozen_one_does(part, precision):
+    system = shaken(rfft(ConsistentCondition(0.5), part=part, gradients_every=0, lr=1e-4))
+    seen: dict[str, Tensor | None] = {}
+    frozen = [name for name, weight in system.named_parameters() if not weight.requires_grad]
+
+    class Watch(L.Callback):
+        def on_after_backward(self, trainer, pl_module):
+            seen.update({name: weight.grad for name, weight in pl_module.named_parameters()})
+
+    L.Trainer(
+        accelerator="cpu", precision=precision, max_steps=1, callbacks=[Watch()], logger=False, limit_val_batches=0,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    ).fit(system, data())  # fmt: skip
+    dead = [name for name in seen if name not in frozen and (seen[name] is None or not float(seen[name].abs().max()))]  # type: ignore[union-attr]
+    assert not dead
+    assert len(seen) > len(frozen)
+    assert all(seen[name] is None for name in frozen)
+
+
+@pytest.mark.parametrize("part", ["unet", "controlnet_lora"])
+@pytest.mark.parametrize(
+    ("regularizer", "window"),
+    [  # in a chain the reference is held, by design, so that its penalty has no such derivative
+        (NoRegularizer(), Window(4, 5)),
+        (KL(0.3), Window(4, 5)),
+        (ConsistentCondition(0.2), Window(4, 5)),
+        (NoRegularizer(), Window(3, 6)),
+    ],
+)
+def test_the_gradient_of_the_whole_loss_is_that_of_finite_differences(part, regularizer, window):
+    system = shaken(rfft(regularizer, part=part, guidance_scale=2.0), 0.1).double()
+    batch = ads(1)
+    batch["product"] = batch["product"].double()
+    weights = list(system.part.weights().values())
+    noise = torch.Generator().manual_seed(3)
+    direction = [torch.randn(w.shape, generator=noise, dtype=torch.float64) for w in weights]
+    size = sum(float(d.square().sum()) for d in direction) ** 0.5
+    x = system.net.rollout(system.net.encode(batch), window.start).detach()  # held: the rollout has no gradient
+
+    def loss() -> Tensor:
+        conditions = system.net.encode(batch)
+        reward, penalty = system.losses(*system.look(x, window, conditions, batch))
+        return reward + regularizer.beta * penalty
+
+    slope = sum(float((g * d).sum()) for g, d in zip(torch.autograd.grad(loss(), weights), direction, strict=True))
+    values, step = [], 1e-4 / size
+    with torch.no_grad():
+        for sign in (1, -2):
+            for weight, d in zip(weights, direction, strict=True):
+                weight.add_(sign * step * d)
+            values.append(float(loss()))
+    assert slope / size == pytest.approx((values[0] - values[1]) / (2e-4), rel=1e-3, abs=1e-9)
+    assert abs(slope) / size > 1e-8
+
+
+@pytest.mark.parametrize("part", TUNED)
+def test_at_the_reference_the_penalty_is_zero_and_away_from_it_not_and_the_reference_leaves_no_trace(part):
+    for regularizer in (KL(1.0), ConsistentCondition(1.0), ConsistentCondition(1.0, "authors", "mean")):
+        system, batch, window = rfft(regularizer, part=part), ads(), Window(4, 5)
+        conditions = system.net.encode(batch)
+        with torch.no_grad():
+            x = system.net.rollout(conditions, 4)
+        assert torch.equal(system.look(x, window, conditions, batch)[1], torch.zeros(2))
+        _, penalty = shaken(system).look(x, window, conditions, batch)
+        assert (penalty > 1e-9).all()
+        penalty.sum().backward()
+        copies = [weight for name, weight in system.named_parameters() if ".was." in name]
+        assert all(weight.grad is None for weight in copies)
+        assert bool(copies) == (not part.endswith("_lora"))
+
+
+def test_without_a_regularizer_no_reference_is_asked(monkeypatch):
+    system = rfft(NoRegularizer(), part="unet")
+    monkeypatch.setattr(system.part, "reference", lambda: pytest.fail("a reference was asked"))
+    total(system, ads(), Window(5, 6)).backward()
+
+
+def test_the_reward_sees_the_pasted_product_and_cannot_move_it():
+    system, batch = rfft(part="unet"), ads()
+    total(system, batch, Window(4, 5)).backward()
+    reward: Redness = system.reward  # type: ignore[assignment]
+    inside = batch["product"][:, 3:].expand(-1, 3, -1, -1) > 0
+    assert torch.equal(reward.shown[inside], batch["product"][:, :3][inside])
+    conditions = system.net.encode(batch)
+    latents = torch.randn(2, 4, 16, 16).requires_grad_()
+    known = conditions.background == 0
+    picture = system.net.picture(latents, conditions)
+    (gradient,) = torch.autograd.grad(picture[inside].sum(), latents, retain_graph=True)
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+    (gradient,) = torch.autograd.grad(picture.sum(), latents)
+    assert torch.equal(gradient[known.expand_as(gradient)], torch.zeros(int(known.sum()) * 4))  # its latents neither
+    assert float(gradient.abs().max()) > 0
+
+
+def test_one_of_four_four_times_is_four_at_once():
+    batch, window = ads(4), Window(4, 5)
+    gradients = []
+    for rows in ([range(4)], [range(i, i + 1) for i in range(4)]):
+        system = shaken(rfft(ConsistentCondition(0.3), part="unet"))
+        for few in rows:
+            some = {k: v[few.start : few.stop] for k, v in batch.items()}
+            (total(system, some, window) / len(rows)).backward()
+        gradients.append(torch.cat([weight.grad.flatten() for weight in system.part.weights().values()]))  # type: ignore[union-attr]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-5 * float(gradients[0].abs().max()))
+
+
+def saved_elements(system: RFFT, window: Window) -> int:
+    """How many numbers the graph of one gradient step keeps, rollout included."""
+    count = 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal count
+        count += tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        total(system, ads(1), window)
+    return count
+
+
+def test_memory_does_not_grow_with_the_steps_of_the_rollout_and_shrinks_with_checkpointing():
+    few, many = (saved_elements(rfft(part="unet", num_steps=n), Window(n - 1, n)) for n in (4, 16))
+    assert few == many
+    assert saved_elements(rfft(part="unet", checkpointing=True).train(), Window(5, 6)) < 0.7 * few
+    assert saved_elements(rfft(part="unet"), Window(3, 6)) > 2 * few  # a chain's does
+
+
+def test_checkpointing_leaves_the_gradient_as_it_is():
+    gradients = []
+    for checkpointing in (False, True):
+        system = shaken(rfft(KL(0.1), part="controlnet", checkpointing=checkpointing)).train()
+        total(system, ads(), Window(4, 5)).backward()
+        gradients.append(torch.cat([weight.grad.flatten() for weight in system.part.weights().values()]))  # type: ignore[union-attr]
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_options_of_the_loss():
+    batch, window = ads(), Window(4, 5)
+    both, text, off = (rfft(part="unet", guidance_gradient=way) for way in ("both", "text", "off"))
+    values = [float(total(system, batch, window).detach()) for system in (both, text, off)]
+    assert values[0] == values[1] != values[2]
+    gradients = []
+    for system in (both, text):
+        total(system, batch, window).backward()
+        gradients.append(torch.cat([w.grad.flatten() for w in system.part.weights().values()]))  # type: ignore[union-attr]
+    assert not torch.allclose(*gradients)
+    score = Score(torch.tensor([-1.0, 0.5]), {})
+    assert float(rfft(hinge=0.0).losses(score, torch.zeros(2))[0]) == 0.5  # mean of 1 and 0
+    assert float(rfft().losses(score, torch.tensor([1.0, 3.0]))[0]) == 0.25
+    assert float(rfft().losses(score, torch.tensor([1.0, 3.0]))[1]) == 2.0
+
+
+def test_gradients_are_measured_in_the_trained_weights():
+    system, batch = shaken(rfft(KL(1.0), part="controlnet")), ads()
+    conditions = system.net.encode(batch)
+    with torch.no_grad():
+        x = system.net.rollout(conditions, 4)
+    reward, penalty = system.losses(*system.look(x, Window(4, 5), conditions, batch))
+    found = system.gradients(reward, 2 * penalty)
+    same = system.gradients(reward, 3 * reward)
+    assert float(same["grad/cosine"]) == pytest.approx(1, abs=1e-5)
+    assert float(same["grad/regularizer"]) == pytest.approx(3 * float(found["grad/reward"]), rel=1e-5)
+    assert float(system.gradients(reward, -reward)["grad/cosine"]) == pytest.approx(-1, abs=1e-5)
+    reward.backward()
+    norm = torch.cat([weight.grad.flatten() for weight in system.part.weights().values()]).norm()  # type: ignore[union-attr]
+    assert float(found["grad/reward"]) == pytest.approx(float(norm), rel=1e-5)
+
+
+def train(
+    out, resume: bool = False, steps: StepPolicy | None = None, regularizer: Regularizer | None = None, **change: Any
+):
+    L.seed_everything(0, verbose=False)
+    system = rfft(
+        regularizer or ConsistentCondition(0.1), steps or LateRandom(2, 2), **{"lr": 5e-3, "ema": 0.8} | change
+    )
+    node = {"_target_": "src.models.rfft.RFFT", "generator": {}}
+    return fit(system, data(), configuration(out, model=node, resume=resume)), system
+
+
+@pytest.mark.parametrize("part", ["unet", "controlnet", "unet_lora"])
+@pytest.mark.parametrize(
+    "regularizer",
+    [NoRegularizer(), KL(0.01), ConsistentCondition(0.01, "authors", "mean")],
+    ids=lambda r: type(r).__name__,
+)
+def test_a_run_raises_the_reward_and_ends_in_a_folder_of_diffusers(part, regularizer, tmp_path):
+    before = rfft(part=part)
+    _, after = train(tmp_path, part=part, regularizer=regularizer, lr=0.02 if part == "unet_lora" else 0.01)
+    opened = load_generator(tmp_path / "checkpoint", **after.net.settings)
+    values = []
+    for generator in (before.net, opened):
+        images = generator.sample(generator.encode(ads(4)))
+        values.append(float(Redness()(images, ads(4)).value.mean()))
+    assert values[1] > values[0] + 2e-5
+    StableDiffusionControlNetInpaintPipeline.from_pretrained(tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize("part", ["controlnet", "unet_lora"])
+def test_a_broken_run_resumes_to_the_weights_of_an_unbroken_one(part, tmp_path, monkeypatch):
+    _, whole = train(tmp_path / "whole", part=part)
+    step, count = RFFT.training_step, iter(range(100))
+
+    def breaks(self, batch):
+        if next(count) == 5:
+            raise RuntimeError("power cut")
+        return step(self, batch)
+
+    monkeypatch.setattr(RFFT, "training_step", breaks)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(tmp_path / "broken", part=part)
+    monkeypatch.setattr(RFFT, "training_step", step)
+    _, resumed = train(tmp_path / "broken", part=part, resume=True)
+    for a, b in zip(whole.net.parameters(), resumed.net.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("steps", [LastK(2), RandomTruncation(3)], ids=lambda p: type(p).__name__)
+def test_the_peers_train_by_other_step_policies(steps, tmp_path):
+    _, system = train(tmp_path, steps=steps, part="unet")
+    assert any(
+        not torch.equal(a, b) for a, b in zip(system.net.parameters(), tiny.generator().parameters(), strict=True)
+    )
+
+
+def test_rfnet_tunes_too_with_the_maps_of_the_painted_picture(tmp_path):
+    reward = RFNetReward(**nets.rfnet(tmp_path))
+    system = rfft(ConsistentCondition(0.1), part="controlnet", reward=reward)
+    batch = ads() | {"depth": torch.zeros(2, 1, 64, 64), "image": torch.zeros(2, 3, 64, 64)}
+    total(system, batch, Window(4, 5)).backward()
+    assert all(weight.grad is not None for weight in system.part.weights().values())
+    with pytest.raises(ValueError, match="takes depth, saliency from the batch, not the picture"):
+        rfft(reward=RFNetReward(**nets.rfnet(tmp_path / "other"), maps="batch"))
+    with pytest.raises(ValueError, match="guidance_gradient=none: choose one of both, text, off"):
+        rfft(guidance_gradient="none")
