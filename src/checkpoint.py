@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from yaml import YAMLError
 
-from src.config import build
+from src.build import build
 
 WEIGHTS, CONFIG, METRICS, CARD = "model.safetensors", "config.yaml", "metrics.json", "README.md"
 ABOUT: tuple[str, ...] = (

@@ -12,11 +12,9 @@
 """
 
 import difflib
-import importlib
-import inspect
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
@@ -43,34 +41,11 @@ def compose(entry: str, words: list[str], root: Path = CONF) -> DictConfig:
         missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ConfigError(f"needs {' '.join(f'{key}=...' for key in missing)}")
-    for name, value in _keys(_plain(config)).items():
+    for name, value in _keys(plain(config)).items():
         if name.endswith("_target_") and not str(value).startswith("src."):
             raise ConfigError(f"{name}={value} is not under src.")
     OmegaConf.set_struct(config, True)
     return config
-
-
-def build(node: Any, /, **extra: Any) -> Any:
-    """What `node` describes: its `_target_` called with its other keys, built depth first, and with `extra`.
-
-    A node without `_target_` becomes a plain dict, list or value, all interpolations resolved; None stays None.
-    Raises ConfigError for a target that is not defined under `src.` and for arguments that it does not take.
-    """
-    node = _plain(node) if isinstance(node, (DictConfig, ListConfig)) else node
-    if isinstance(node, (list, tuple)):
-        return type(node)([build(item) for item in node])
-    if not isinstance(node, dict):
-        return node
-    arguments = {key: build(value) for key, value in node.items() if key != "_target_" and key not in extra} | extra
-    if "_target_" not in node:
-        return arguments
-    target = _target(str(node["_target_"]))
-    signature = inspect.signature(target)
-    try:
-        signature.bind(**arguments)
-    except TypeError as error:
-        raise ConfigError(f"{node['_target_']}: {error}; it takes {', '.join(signature.parameters)}") from None
-    return target(**arguments)
 
 
 def command(entry: str, root: Path = CONF) -> DictConfig:
@@ -124,7 +99,8 @@ def _compose(entry: str, words: list[str], root: Path) -> DictConfig:
         key, equals, text = word.partition("=")
         if not key or not equals:
             options = [f"{group}={name}" for group in folders for name in _choices(root, group)]
-            raise ConfigError(f"{word!r} is not key=value; {_nearest(word, options)}")
+            options += [f"{name}=" for name in _keys(_read(root, "", entry).body)]
+            raise ConfigError(f"{word!r} is not key=value; {nearest(word, options)}")
         if key in folders:
             picks[key] = None if text in ("", "null") else text
         else:
@@ -138,7 +114,7 @@ def _compose(entry: str, words: list[str], root: Path) -> DictConfig:
         files[group] = _read(root, group, (base.defaults | brought | picks)[group])
         brought = files[group].defaults | brought
     for group in picks.keys() - files:
-        raise ConfigError(f"{group}={picks[group]}: no group {group!r} here; {_nearest(group, files)}")
+        raise ConfigError(f"{group}={picks[group]}: no group {group!r} here; {nearest(group, files)}")
 
     config = base.body | {group: file.body for group, file in files.items()}
     free = _free(config) - files.keys()
@@ -161,7 +137,7 @@ def _read(root: Path, group: str, name: str | None) -> _File:
     if name is None or name == "???":
         return _File(None, {}, {}, name)
     if name not in _choices(root, group):
-        raise ConfigError(f"{group}={name}: no such choice; {_nearest(name, _choices(root, group))}")
+        raise ConfigError(f"{group}={name}: no such choice; {nearest(name, _choices(root, group))}")
     path = root / group / f"{name}.yaml"
     with _told(str(path)):
         body: Any = OmegaConf.to_container(OmegaConf.load(path))
@@ -181,7 +157,7 @@ def _merge(base: dict[str, Any], values: dict[str, Any], free: set[str] | None, 
     for key, new in values.items():
         name, old = f"{prefix}{key}", cast(Any, base.get(key))
         if free is not None and key not in base:
-            raise ConfigError(f"{where}: no key {name!r}; {_nearest(name, _keys(base, prefix))}")
+            raise ConfigError(f"{where}: no key {name!r}; {nearest(name, _keys(base, prefix))}")
         below = None if free is None or name in free else free
         if new and _alike(old, new):
             _merge(old, new, below, where, f"{name}.")
@@ -224,22 +200,6 @@ def _parse(word: str, text: str) -> Any:
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore
 
 
-def _target(path: str) -> Callable[..., Any]:
-    module, _, name = path.rpartition(".")
-    if not module.startswith("src."):
-        raise ConfigError(f"_target_ {path!r} is not under src.")
-    try:
-        found = vars(importlib.import_module(module))
-    except ModuleNotFoundError as error:
-        if not module.startswith(error.name or module):
-            raise  # the module is there, something that it imports is not
-        raise ConfigError(f"_target_ {path!r}: there is no module {error.name}") from None
-    own = {key: value for key, value in found.items() if str(getattr(value, "__module__", "")).startswith("src.")}
-    if not callable(own.get(name)):
-        raise ConfigError(f"_target_ {path!r}: {module} defines no {name!r}; {_nearest(name, own)}")
-    return own[name]
-
-
 def _keys(node: dict, prefix: str = "") -> dict[str, Any]:
     """Every dotted name below `node`, inner nodes too, and its value."""
     keys = {}
@@ -249,9 +209,10 @@ def _keys(node: dict, prefix: str = "") -> dict[str, Any]:
     return keys
 
 
-def _nearest(name: str | None, options: Iterable[str]) -> str:
+def nearest(name: str | None, options: Iterable[str]) -> str:
+    """Those of `options` that look like `name`, or all of its depth, as the end of an error message."""
     options, name = sorted(options), str(name)
-    same = [option for option in options if option.endswith((f".{name}", f"={name}"))]
+    same = [option for option in options if option.endswith((f".{name}", f"={name}")) or option == f"{name}="]
     if near := same or difflib.get_close_matches(name, options, n=3):
         return f"nearest: {', '.join(near)}"
     return f"choices: {', '.join(o for o in options if o.count('.') == name.count('.')) or 'none'}"
@@ -271,7 +232,8 @@ def _show(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _plain(node: DictConfig | ListConfig) -> Any:
+def plain(node: DictConfig | ListConfig) -> Any:
+    """The node as dicts, lists and values, its interpolations resolved."""
     with _told():
         return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
 

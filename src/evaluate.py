@@ -11,18 +11,22 @@ from pathlib import Path
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from src.build import build
 from src.checkpoint import load
-from src.config import build, command
+from src.config import command
 from src.data.module import AdData
 from src.fit import set_up
 
 
-def evaluate(system: L.LightningModule, data: AdData, split: str, trainer: L.Trainer) -> dict[str, float]:
+def evaluate(
+    system: L.LightningModule, data: AdData, split: str, trainer: L.Trainer, perceived: bool = False
+) -> dict[str, float]:
     """Every metric of the system's test step over all records of the split, named `<split>/<metric>`.
 
-    On several devices each goes through the whole split, so that no record counts twice.
+    `perceived`: with the maps that perception nets make, also where the data have their own. On several devices
+    each goes through the whole split, so that no record counts twice.
     """
-    batches = data.batches(split, trainer.strategy.root_device)
+    batches = data.batches(split, trainer.strategy.root_device, perceived=perceived)
     (metrics,) = trainer.test(system, dataloaders=batches, verbose=False)
     return {name.replace("test/", f"{split}/", 1): value for name, value in metrics.items()}
 
@@ -42,7 +46,7 @@ def main() -> int:
         data.require(system)
         records = len(data.split(config.split))
         trainer = L.Trainer(**build(config.trainer), logger=False, enable_checkpointing=False)
-        metrics = evaluate(system, data, config.split, trainer)
+        metrics = evaluate(system, data, config.split, trainer, config.perceived)
     except (ValueError, OSError, MisconfigurationException) as error:
         sys.stderr.write(f"evaluate: {error}\n")
         return 2

@@ -4,10 +4,11 @@
     last.ckpt        to go on from              best.ckpt    by the system's `monitor`, if it names one
     checkpoint/      the checkpoint folder      pictures/    the system's `report`, if it has one
 
-What a system may offer besides Lightning's hooks: `monitor = ("val/macro_f1", "max")`; `card`, texts for the model card
-(keys: `src.checkpoint.ABOUT`); `calibrate(batches)`, called with the validation batches after training; `report(data,
-folder) -> list[Path]`, which draws pictures. A source may have `about`: what its records are, whether synthetic; and
-`licence`: that of what is trained on it.
+What a system may offer besides Lightning's hooks: `monitor = ("val/macro_f1", "max")`; `card`, texts for the model
+card (keys: `src.checkpoint.ABOUT`); `calibrate(batches)`, called with the validation batches after training, with the
+maps that perception nets make if training met such ones; `report(data, folder) -> list[Path]`, which draws pictures.
+Test metrics are named test/..., with such maps test_perceived/... A source may have `about`: what its records are,
+whether synthetic; and `licence`: that of what is trained on it.
 Exit code 1: the data or the run are at fault; 2: the configuration is.
 """
 
@@ -30,7 +31,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import OmegaConf
 
 from src import checkpoint
-from src.config import ConfigError, build, command
+from src.build import build
+from src.config import ConfigError, command
 from src.data.module import AdData
 from src.progress import Lines, duration
 from src.resume import AtomicIO, LastCheckpoint, StepSeed, open_run
@@ -106,8 +108,15 @@ def fit(system: Any, data: AdData, config: dict[str, Any]) -> dict[str, float]:
         checkpoint.round_weights(system.net, dtype)
         if hasattr(system, "calibrate"):
             system.to(device).eval()
-            system.calibrate(data.batches("val", device))
-        measured = trainer.callback_metrics if not tests else trainer.test(system, data, verbose=False)[0]
+            system.calibrate(data.batches("val", device, perceived=data.mixes))
+            checkpoint.round_weights(system.net, dtype)
+        measured = {} if tests else dict(trainer.callback_metrics)
+        if tests and data.mixes:
+            batches = data.batches("test", device, perceived=True)
+            (with_maps,) = trainer.test(system, batches, verbose=False)
+            measured |= {name.replace("test/", "test_perceived/", 1): value for name, value in with_maps.items()}
+        if tests:
+            measured = trainer.test(system, datamodule=data, verbose=False)[0] | measured
 
     metrics = {name: float(value) for name, value in measured.items()}
     if trainer.is_global_zero:

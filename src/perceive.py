@@ -1,9 +1,10 @@
 """Computes the depth and saliency that a data set lacks: `python -m src.perceive data=rf1m data.root=DIR out=MAPS`.
 
 Training computes missing maps anew in every epoch; for a million pictures they are better made once. Each becomes an
-8-bit PNG, `MAPS/depth/<key>.png` (white is near) and `MAPS/saliency/<key>.png`, of `data.size` pixels, by the nets of
-`data.perception`; `data.depth=MAPS/depth data.saliency=MAPS/saliency` then reads them. `MAPS/done.json` counts the rows
-that are done: after a kill the same command goes on there. Exit code 2: nothing can be computed.
+8-bit PNG, `MAPS/depth/<key>.png` (white is near) and `MAPS/saliency/<key>.png`, in the picture's own shape,
+`data.size` pixels along its longer side, by the nets of `data.perception`; `data.depth=MAPS/depth
+data.saliency=MAPS/saliency` then reads them. `MAPS/done.json` counts the rows that are done: after a kill the same
+command goes on there. Exit code 2: nothing can be computed.
 """
 
 import json
@@ -19,8 +20,10 @@ import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from src.config import build, command
+from src.build import build
+from src.config import command
 from src.data.module import AdData
+from src.data.pictures import unfitted
 from src.data.splits import SPLITS
 from src.fit import set_up
 from src.score import torch_device
@@ -52,13 +55,17 @@ class Done:
 def perceive(data: AdData, split: str, out: Path, done: Done, device: torch.device, half: bool = False) -> None:
     """Writes the maps of the rows of a split that are not done yet. `half`: the nets run in bfloat16."""
     rows, total = done.rows[split], len(data.split(split))
+    canvas, fit = getattr(data.split(split), "canvas", None), getattr(data.source, "fit", "squash")
     batches = data.batches(split, device, first=rows)
     bar = tqdm(total=total, initial=rows, desc=split, unit="ad", disable=None)
     with ThreadPoolExecutor() as pool, bar, torch.autocast(device.type, torch.bfloat16, enabled=half):
         for number, batch in enumerate(batches, 1):
+            shapes = dict(canvas(rows + row) for row in range(len(batch["key"]))) if canvas else {}
             for field in data.perception:
                 maps = (batch[field][:, 0].float() * 255).round().byte().cpu().numpy()
-                list(pool.map(write, [out / field / key for key in batch["key"]], maps))
+                made = dict(zip(batch["key"], maps, strict=True))
+                made = {key: unfitted(made[key], shape, fit) for key, shape in shapes.items() if key in made} or made
+                list(pool.map(write, [out / field / key for key in made], made.values()))
             rows += len(batch["key"])
             bar.update(len(batch["key"]))
             if number % SAVE_EVERY == 0 or rows == total:

@@ -23,7 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from src.config import build, command
+from src.build import build
+from src.config import command
 from src.data.batch import Batch, Record, collate, to_float
 from src.data.ledger import Bad, Ledger
 from src.data.table import Ads, Folder, Row, RowError, Table

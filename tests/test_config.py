@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src.config import CONF, ConfigError, _compose, build, command, compose, describe
+from src.build import build
+from src.config import CONF, ConfigError, _compose, command, compose, describe
 
 TREE = {
     "fit": """
@@ -470,3 +471,15 @@ def test_own_files_compose(entry: str, word: str) -> None:
 def test_trainer_files_hold_arguments_of_the_trainer(path: Path) -> None:
     keys = plain(path).keys() - {"defaults"}
     assert keys <= inspect.signature(lightning.Trainer).parameters.keys()
+
+
+def test_null_and_other_types_are_refused_where_an_argument_is_plain():
+    for value, told in ((None, "null"), ("fast", '"fast"'), (True, "true")):
+        with pytest.raises(ConfigError, match=f"warmup={told}, but it takes float"):
+            build({"_target_": "src.models.schedule.pace", "done": 0.5, "warmup": value})
+    assert build({"_target_": "src.models.schedule.pace", "done": 1, "warmup": 0}) == 0
+
+
+def test_a_bare_key_is_told_how_to_be_one():
+    with pytest.raises(ConfigError, match=r"'resume' is not key=value; nearest: resume="):
+        compose("fit", ["model=rfnet", "resume"])

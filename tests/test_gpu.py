@@ -7,7 +7,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from src.config import build, compose
+from src.build import build
+from src.config import compose
 from src.data.batch import Batch, collate, to_float
 from src.data.showroom.world import Showroom
 from src.fit import run

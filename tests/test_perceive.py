@@ -58,3 +58,24 @@ def test_it_goes_on_where_it_was_killed(root, nets, tmp_path):
     assert made == {Path(data.split("train")[row]["key"]).stem for row in range(13, 20)}
     assert Done(tmp_path / "maps", {}).rows == {"train": 20, "val": 0, "test": 0}
     assert Image.open(next((tmp_path / "maps/depth").rglob("*.png"))).size == (32, 32)
+
+
+@pytest.mark.parametrize("fit", ["squash", "pad"])
+def test_maps_have_the_shape_of_their_pictures_and_fit_again(root, nets, tmp_path, monkeypatch, fit):
+    for path in [*root.rglob("*.jpg"), *root.glob("products/*.png")]:
+        with Image.open(path) as picture:
+            picture.load()
+        picture.resize((48, 20)).save(path)
+    words = [f"data.root={root}", f"data.perception={{depth: {nets['depth']}, saliency: {nets['saliency']}}}"]
+    words += ["data.size=32", f"data.fit={fit}", f"out={tmp_path / 'maps'}"]
+    assert command(monkeypatch, *words) == 0
+    made = next((tmp_path / "maps/depth").rglob("*.png"))
+    assert Image.open(made).size == (32, 13)
+    maps = {"depth": str(tmp_path / "maps/depth"), "saliency": str(tmp_path / "maps/saliency")}
+    record = RF1M(str(root), size=32, fit=fit, **maps).split("train")[0]
+    image = torch.from_numpy(record["image"])[None].float() / 255
+    with torch.no_grad():
+        net = load_perception(nets["depth"], "depth")(image)[0].numpy()
+    inside = slice(9, 22) if fit == "pad" else slice(None)
+    assert abs(record["depth"][:, inside] / 255 - net[:, inside]).mean() < 0.06
+    assert net[:, inside].std() > 0.08

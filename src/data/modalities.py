@@ -39,6 +39,11 @@ class Modalities(dict[str, tuple[Archive, np.ndarray]]):
                 raise _unreadable(field, archive, found[row], error) from error
         return pictures
 
+    def canvas(self, row: int) -> tuple[int, int]:
+        """(width, height) of the row's image."""
+        archive, found = self["image"]
+        return opened(archive.read(found[row]), "image").size
+
     def check(self, row: int) -> None:
         """Reads the headers only: the files are there, are pictures, of one canvas. Raises Unreadable."""
         canvas = None

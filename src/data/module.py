@@ -179,6 +179,12 @@ class AdData(L.LightningDataModule):
         """The class names, in the order of the labels."""
         return tuple(self.source.classes)
 
+    @property
+    def mixes(self) -> bool:
+        """Whether the system that was required trains on maps of both kinds, the source's and the nets'."""
+        wanted = self.perception.keys() if self._wanted is None else self._wanted & self.perception.keys()
+        return bool(self.perceived and wanted)
+
     def split(self, name: str) -> Rows:
         """The records of "train", "val" or "test"."""
         if name not in SPLITS:
@@ -242,15 +248,25 @@ class AdData(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._evaluation("test", *self._place())
 
-    def batches(self, name: str, device: torch.device | str = "cpu", first: int = 0) -> "Batches":
-        """A split in order from row `first` on, in this process alone, as batches ready for a system on `device`."""
-        self.perceive()
-        rows: Any = Subset(cast(Any, self.split(name)), range(first, len(self.split(name))))
-        return Batches(self, self._loader(rows, EvaluationBatches(len(rows), self.batch_size)), torch.device(device))
+    def batches(
+        self, name: str, device: torch.device | str = "cpu", first: int = 0, perceived: bool = False
+    ) -> "Batches":
+        """A split in order from row `first` on, in this process alone, as batches ready for a system on `device`.
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int = 0) -> Batch:
-        batch = to_float(batch)
-        image, rows = batch["image"] if self._nets else None, self._perceived(len(batch["key"]))
+        `perceived`: all maps are the nets', also where the source has its own. Raises ValueError if there is no net.
+        """
+        self.perceive()
+        if perceived and not self._nets:
+            raise ValueError(
+                "perceived: no perception net is there to make maps; set data.perception, and data.perceived above 0."
+            )
+        rows: Any = Subset(cast(Any, self.split(name)), range(first, len(self.split(name))))
+        loader = self._loader(rows, EvaluationBatches(len(rows), self.batch_size))
+        return Batches(self, loader, torch.device(device), perceived)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int = 0, perceived: bool = False) -> Batch:
+        batch, size = to_float(batch), len(batch["key"])
+        image, rows = batch["image"] if self._nets else None, torch.arange(size) if perceived else self._perceived(size)
         for field, net in self._nets.items():
             assert image is not None
             with (
@@ -299,12 +315,13 @@ class AdData(L.LightningDataModule):
 class Batches:
     """The batches of a loader as a trainer would hand them over: on the device, pictures in float, maps filled in."""
 
-    def __init__(self, data: AdData, loader: DataLoader, device: torch.device):
-        self.data, self.loader, self.device = data, loader, device
+    def __init__(self, data: AdData, loader: DataLoader, device: torch.device, perceived: bool):
+        self.data, self.loader, self.device, self.perceived = data, loader, device, perceived
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.loader:
-            yield self.data.on_after_batch_transfer(self.data.transfer_batch_to_device(batch, self.device, 0))
+            moved = self.data.transfer_batch_to_device(batch, self.device, 0)
+            yield self.data.on_after_batch_transfer(moved, perceived=self.perceived)

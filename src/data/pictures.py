@@ -27,7 +27,8 @@ def opened(data: bytes, field: str) -> Image.Image:
 def check_canvas(field: str, size: tuple[int, int], canvas: tuple[int, int]) -> None:
     """Raises ValueError when a product or map is not of the picture's shape: fitted, it would lie beside its place."""
     (width, height), (across, down) = size, canvas
-    if abs(width * down - height * across) > TOLERANCE * height * across:
+    off = abs(width * down - height * across)
+    if off > max(TOLERANCE * height * across, 0.5 * max(across, down)):  # a side may be rounded by half a pixel
         raise ValueError(f"{field} is {width}x{height}, but its picture is {across}x{down}: not the same canvas")
 
 
@@ -54,6 +55,19 @@ def decoded(image: Image.Image, field: str, size: int, fit: str) -> np.ndarray:
         image = resized(image, (size, size))
     pixels = np.asarray(image)
     return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+
+def unfitted(values: np.ndarray, canvas: tuple[int, int], fit: str) -> np.ndarray:
+    """A map (size, size) of a picture that `decoded` has fitted, in the shape of its `canvas` (width, height).
+
+    Its longer side is `size`; fitted again it is the map it was, but for the resampling.
+    """
+    size = len(values)
+    inner = [max(1, round(side * size / max(canvas))) for side in canvas]
+    if fit == "pad":
+        left, top = (size - inner[0]) // 2, (size - inner[1]) // 2
+        return np.ascontiguousarray(values[top : top + inner[1], left : left + inner[0]])
+    return np.asarray(resized(Image.fromarray(values), tuple(inner)))
 
 
 def resized(image: Image.Image, size: tuple[int, ...]) -> Image.Image:

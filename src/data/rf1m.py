@@ -43,10 +43,12 @@ class RF1M:
     regular expression whose first group, in place of the key, is hashed (pictures of one product stay together);
     split_files: {split: list of keys}, instead; "train" without a list gets the rows that are in none.
     on_error: "raise" a ValueError at the first bad line, or "skip": bad rows go to `quarantine` (JSONL: file, line,
-    key, reason; None: quarantine.jsonl in cache or root) and out of the splits. A picture found broken while reading is
-    added there and the next readable row of the split takes its place, the same one each time. A new start lists anew.
+    key, reason; None: quarantine.jsonl in cache or root) and out of the splits. A training picture found broken while
+    reading is added there and the next readable row of the split takes its place, the same one each time; one of val or
+    test ends the run, as a stand-in would count twice in a metric. A new start lists anew.
     verify: look at every file beforehand, "headers" or "pixels", once: what was found good is remembered. None means
-    "headers" with skip, else "none". cache: folder for that list and the indices of packages; None: beside them.
+    "headers" with skip, and the pixels of val and test; else "none". cache: folder for that list and the indices of
+    packages; None: beside them.
     """
 
     about = (
@@ -116,18 +118,20 @@ class RF1M:
             found = self._found("title", known.find(self.keys), keep, require)
             self.texts = {field: (names, found) for field, names in texts.items()}
         self.fields = frozenset({"key", "label", *self.pictures, *self.texts})
+        rows = np.flatnonzero(keep)
+        if split_files:
+            splits = split_by_files(self.keys, rows, self.root, split_files)
+        else:
+            splits = split_by_hash(self.keys, rows, val, test, split_pattern)
         if verify != "none":
-            seen = (store or self.root) / f"{self.table.name}.verified.npz"
-            with closing(self.pictures.broken(np.flatnonzero(keep), verify == "pixels", seen)) as broken:
-                for row, reason in broken:
-                    self._drop(keep, row, reason)
+            self._verify(keep, rows, verify == "pixels", store)
+        if verify == "headers" and on_error == "skip":  # a stand-in in training is harmless, in a metric it is not
+            measured = np.concatenate([splits["val"], splits["test"]])
+            self._verify(keep, measured[keep[measured]], True, store)
         self.counts["quarantined"] = len(self.fault)
         self.fault.write()
         rows = np.flatnonzero(keep)
-        if split_files:
-            self._rows = split_by_files(self.keys, rows, self.root, split_files)
-        else:
-            self._rows = split_by_hash(self.keys, rows, val, test, split_pattern)
+        self._rows = {name: of[keep[of]] for name, of in splits.items()}
         self.counts.update({name: len(rows) for name, rows in self._rows.items()})
         if not len(rows):
             raise ValueError(f"{self.table}: no usable row is left ({self.counts}).")
@@ -136,13 +140,19 @@ class RF1M:
     def split(self, name: str) -> "Rows":
         """The rows of "train", "val" or "test", in the table's order."""
         _choice("split", name, SPLITS)
-        return Rows(self, self._rows[name])
+        return Rows(self, self._rows[name], name == "train" and self.on_error == "skip")
 
     def record(self, row: int) -> Record:
         """One row of the table. Raises Unreadable."""
         texts = {field: names[found[row]] for field, (names, found) in self.texts.items()}
         pictures = self.pictures.read(row, self.size, self.fit)
         return {"key": self.keys[row], "label": int(self.label[row]), **texts, **pictures}
+
+    def _verify(self, keep: np.ndarray, rows: np.ndarray, pixels: bool, store: Path | None) -> None:
+        seen = (store or self.root) / f"{self.table.name}.verified.npz"
+        with closing(self.pictures.broken(rows, pixels, seen)) as broken:
+            for row, reason in broken:
+                self._drop(keep, row, reason)
 
     def _drop(self, keep: np.ndarray, row: int, reason: str) -> None:
         self.fault(self.table, int(self.lines[row]), self.keys[row], reason)
@@ -183,13 +193,18 @@ class RF1M:
 
 
 class Rows(Dataset):
-    """One split: record i is row i of the split, or, with on_error=skip, the next readable row after a broken one."""
+    """One split: record i is row i of the split; with `stand_in`, the next readable row in place of a broken one."""
 
-    def __init__(self, source: RF1M, rows: np.ndarray) -> None:
-        self.source, self.rows = source, rows
+    def __init__(self, source: RF1M, rows: np.ndarray, stand_in: bool) -> None:
+        self.source, self.rows, self.stand_in = source, rows, stand_in
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def canvas(self, index: int) -> tuple[str, tuple[int, int]]:
+        """The key of row `index` of the split and (width, height) in px of its picture, before it is fitted."""
+        row = int(self.rows[index])
+        return self.source.keys[row], self.source.pictures.canvas(row)
 
     def __getitem__(self, index: int) -> Record:
         source, count = self.source, len(self.rows)
@@ -197,6 +212,10 @@ class Rows(Dataset):
             try:
                 return source.record(row)
             except Unreadable as error:
+                if not self.stand_in:
+                    raise ValueError(
+                        f"{source.table}, line {source.lines[row]}, '{source.keys[row]}': {error}."
+                    ) from error
                 source.fault.append(source.table, int(source.lines[row]), source.keys[row], str(error))
         raise ValueError(f"{source.table}: no row of this split can be read, see {source.fault.path}.")
 

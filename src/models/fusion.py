@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from json import JSONDecodeError
 from typing import Any
 
 import timm
@@ -106,6 +107,10 @@ class TitleEncoder(nn.Module):
     ) -> None:
         super().__init__()
         place = str(located(name))
+        if os.path.isdir(place):
+            for file in ("config.json", "tokenizer_config.json"):
+                if not os.path.isfile(os.path.join(place, file)):
+                    raise ValueError(f"{place} is no complete folder of a text encoder: {file} is missing.")
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(place)
             config, unknown = AutoConfig.from_pretrained(place, return_unused_kwargs=True, **(options or {}))
@@ -120,6 +125,8 @@ class TitleEncoder(nn.Module):
             raise ValueError(
                 f"text_encoder {name!r} is no folder and cannot be had: {str(error).splitlines()[0]}"
             ) from None
+        except JSONDecodeError as error:
+            raise ValueError(f"{place}: a file of the tokenizer or its configuration is torn: {error}") from None
         vocabulary, limit = net.config.vocab_size, getattr(net.config, "max_position_embeddings", max_tokens)
         if len(self.tokenizer) > vocabulary or max_tokens > limit:
             raise ValueError(

@@ -281,12 +281,13 @@ def load_perception(name: str | Path, kind: str) -> Depth | Saliency:
         system = load(path)
         if not isinstance(system, kinds[kind]):
             raise ValueError(f"{path} holds {type(system).__name__}, not {kinds[kind].__name__} as asked for")
-    elif kind == "depth":
+    elif kind == "depth" and (path.exists() or not path.parent.is_dir() or path.parent == Path()):
         system = Depth(pretrained=str(path))
     elif path.is_file():
         system = official_saliency(path)
     else:
-        raise ValueError(f"saliency from {name}: neither a checkpoint folder nor the authors' u2net.pth or u2netp.pth")
+        other = {"saliency": "the authors' u2net.pth or u2netp.pth", "depth": "a folder or hub id of a DPT"}[kind]
+        raise ValueError(f"{kind} from {name}: neither a checkpoint folder nor {other}")
     return system.eval().requires_grad_(False)
 
 

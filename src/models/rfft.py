@@ -4,6 +4,7 @@ Du et al., "Towards Reliable Advertising Image Generation Using Human Feedback",
 peers by other words: ReFL (guidance_gradient=off, hinge), DRaFT-K and AlignProp (steps).
 """
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -11,13 +12,16 @@ from torch import Tensor
 
 from src.data.batch import Batch
 from src.diffusion.generator import Conditions, Generator
+from src.diffusion.panel import Panel
 from src.diffusion.regularizers import Regularizer
+from src.diffusion.sheet import draw_pairs
 from src.diffusion.steps import StepPolicy, Window
 from src.models.tuner import Tuner
 from src.resume import batches_trained
 from src.rewards.base import Reward, Score
 
 GUIDANCE_GRADIENTS = ("both", "text", "off")
+SHOWN = 16  # products in the sheet of before and after
 
 
 class RFFT(Tuner):
@@ -28,6 +32,7 @@ class RFFT(Tuner):
     latents: the rollout's own, after the inpainting blend.
 
     Args:
+        panel: who measures what is painted for validation and test products.
         part: "controlnet" (the paper's), "unet", "unet_lora" or "controlnet_lora".
         guidance_gradient: through "both" branches of the guided noise, through the "text" one alone, or "off": no
             guidance in the step with gradient, as ReFL has it.
@@ -52,6 +57,7 @@ class RFFT(Tuner):
         reward: Reward,
         regularizer: Regularizer,
         steps: StepPolicy,
+        panel: Panel | None = None,
         part: str = "controlnet",
         rank: int = 8,
         guidance_gradient: str = "both",
@@ -65,14 +71,16 @@ class RFFT(Tuner):
         schedule: str = "constant",
     ) -> None:
         super().__init__(generator, part, rank, ema, lr, weight_decay, warmup, schedule)
-        self.save_hyperparameters(ignore=["generator", "reward", "regularizer", "steps"])
+        self.save_hyperparameters(ignore=["generator", "reward", "regularizer", "steps", "panel"])
         if guidance_gradient not in GUIDANCE_GRADIENTS:
             raise ValueError(f"guidance_gradient={guidance_gradient}: choose one of {', '.join(GUIDANCE_GRADIENTS)}.")
         if own := reward.fields & {"depth", "saliency", "image"}:
             raise ValueError(f"{type(reward).__name__} takes {', '.join(sorted(own))} from the batch, not the picture.")
-        self.reward, self.regularizer, self.steps = reward, regularizer, steps
+        self.reward, self.regularizer, self.steps, self.panel = reward, regularizer, steps, panel or Panel()
         self.guidance_gradient, self.hinge, self.gradients_every = guidance_gradient, hinge, gradients_every
-        self.fields = frozenset({"prompt", "product"} | reward.fields)
+        self.fields = frozenset({"prompt", "product"} | reward.fields | self.panel.fields)
+        self.sheet: dict[str, list[Tensor]] = {}
+        self.captions: list[str] = []
         self.part.keep_reference()
         if checkpointing:
             for net in (generator.unet, generator.controlnet, generator.vae):
@@ -134,3 +142,31 @@ class RFFT(Tuner):
         """F_AC, or its shaped form, and the mean penalty."""
         loss = -score.value if self.hinge is None else (self.hinge - score.value).clamp_min(0)
         return loss.mean(), penalty.mean()
+
+    def validation_step(self, batch: Batch) -> None:
+        self._measure("val", batch)
+
+    def test_step(self, batch: Batch) -> None:
+        """The tuned generator and, under names with `before_`, the one that it was."""
+        after = self._measure("test", batch)
+        with self.part.reference():
+            before = self._measure("test/before_", batch)
+        if len(self.captions) < SHOWN:
+            self.captions += batch["prompt"]
+            for name, pictures in (("before", before), ("after", after)):
+                self.sheet.setdefault(name, []).append(pictures[0].cpu())
+
+    def _measure(self, split: str, batch: Batch) -> Tensor:
+        """Logs the panel's measures; gives the pictures (tries, batch, 3, height, width)."""
+        measures, pictures = self.panel(self.net, batch, self.reward)
+        prefix = split if split.endswith("_") else f"{split}/"
+        self.log_dict(
+            {f"{prefix}{name}": value.mean() for name, value in measures.items()},
+            batch_size=len(batch["key"]), on_step=False, on_epoch=True, sync_dist=True,
+        )  # fmt: skip
+        return pictures
+
+    def report(self, data: Any, folder: Path) -> list[Path]:
+        """Draws `before_after.png`: the same products, prompts and noise, not chosen."""
+        before, after = (torch.cat(self.sheet[name])[:SHOWN] for name in ("before", "after"))
+        return [draw_pairs(folder / "before_after.png", before, after, self.captions[:SHOWN])]

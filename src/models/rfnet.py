@@ -328,7 +328,9 @@ class RFNetSystem(L.LightningModule):
             "the canvas, and the shop's title.",
             "limits": "It knows the products, rooms and faults of the data below and no others; the recalls below tell "
             "its weak classes. A small net can be fooled by patterns made against it: look at the pictures that a "
-            f"tuned generator makes. {self.calibration}",
+            "tuned generator makes. test_perceived/ has the maps that the depth and saliency nets make of the picture, "
+            "as `src.score` and a reward have them; test/ has the data's own, which are exact there: expect the "
+            f"former. {self.calibration}",
         }
 
     def assets(self, folder: Path) -> dict[str, Any]:

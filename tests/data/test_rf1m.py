@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from src.config import build, compose
+from src.build import build
+from src.config import compose
 from src.data.archive import Archive
 from src.data.batch import CLASSES, collate
 from src.data.rf1m import RF1M, Rows, write_example
@@ -225,6 +226,10 @@ def test_a_picture_cut_short_is_found_by_pixels_or_replaced_while_reading(root):
     with pytest.raises(IndexError):
         _ = rows[len(rows)]
     assert len(source(root, on_error="skip", verify="pixels").split("train")) == 9
+    (root / "test.txt").write_text("part_02/sku000002.jpg\npart_03/sku000003.jpg\n")
+    tested = source(root, on_error="skip", split_files={"test": "test.txt"})  # a stand-in would count twice in a metric
+    assert keys(tested.split("test")) == ["part_03/sku000003.jpg"]
+    assert tested.counts["quarantined"] == 1
 
 
 def test_verification_opens_only_what_changed(root, monkeypatch):

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.config import CONF, build, compose
+from src.build import build
+from src.config import CONF, compose
 from src.diffusion.regularizers import KL, ConsistentCondition, NoRegularizer, Regularizer
 
 FORMS = [

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from src.build import build
 from src.checkpoint import ABOUT, save
-from src.config import build, compose
+from src.config import compose
 from src.models.dpt import aligned, depth_loss, gradient_difference, new_dpt, standardized
 from src.models.perception import Depth, MaxFBeta, Perception, Saliency, load_perception, resize, unit_range
 from src.models.u2net import saliency_loss, u2net
@@ -488,3 +489,9 @@ def test_resize_is_the_identity_at_its_own_size() -> None:
     images = torch.rand(1, 3, 8, 9)
     assert resize(images, (8, 9)) is images
     assert resize(torch.ones(1, 1, 8, 8), (3, 5)).allclose(torch.ones(1, 1, 3, 5))
+
+
+def test_a_misspelt_folder_is_not_sought_on_the_hub(tmp_path: Path) -> None:
+    for kind in ("depth", "saliency"):
+        with pytest.raises(ValueError, match=f"{kind} from .*dpeth: neither a checkpoint folder nor"):
+            load_perception(tmp_path / "dpeth", kind)

@@ -1,6 +1,7 @@
 """RFNet: the paper's equation, what reaches the result and what must not, calibration, and one real training run."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from src import checkpoint
-from src.config import build, compose
+from src.build import build
+from src.config import compose
 from src.data.batch import CLASSES, Batch, collate, to_float
 from src.data.module import AdData
 from src.models.augment import augmented
@@ -323,3 +325,17 @@ def test_configurations_build():
     assert alone.net.encoders.keys() == {"picture"}
     assert (paper.model.width, paper.model.num_filters, paper.model.num_fusion) == (384, 1, 3)
     assert paper.trainer.max_epochs == 10
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "tokenizer.json"])
+def test_a_text_folder_with_a_file_missing_or_torn_is_named(file: str, tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    shutil.copytree("src/data/showroom/text", text)
+    whole = (text / file).read_text()
+    (text / file).write_text(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=str(text)):
+        TitleEncoder(str(text), width=8)
+    if file != "tokenizer.json":
+        (text / file).unlink()
+        with pytest.raises(ValueError, match=f"{text} is no complete folder of a text encoder: {file} is missing"):
+            TitleEncoder(str(text), width=8)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from src.config import CONF, build
+from src.build import build
+from src.config import CONF
 from src.data.batch import Batch
 from src.rewards.base import Reward
 from tests.rewards import tiny

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
+from src.build import build
 from src.checkpoint import ABOUT, save
-from src.config import build
 
 DEPTH = {
     "_target_": "src.models.perception.Depth",

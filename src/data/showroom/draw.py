@@ -53,11 +53,11 @@ def paint(scene: Scene, size: int) -> dict[str, np.ndarray]:
 
 
 def product_of(scene: Scene, side: int) -> Placed:
-    """The brief's product, dyed, on a canvas of `side` pixels; a flipped scene is mirrored when it is finished."""
+    """The brief's product, dyed, on a canvas of `side` pixels."""
     plan = scene.brief
     view = views(plan.item.item)[plan.view]
     rgba = view.rgba if plan.dye is None else tinted(view.rgba, COLOURS[plan.dye], plan.dye_strength)
-    centre = (1 - plan.centre[0], plan.centre[1]) if plan.flip else plan.centre
+    centre = plan.centre
     return place(view, rgba, plan.extent, centre, side)
 
 
@@ -159,7 +159,6 @@ def _finish(
     depth = (depth - depth.min()) / max(float(depth.max() - depth.min()), 1e-9)
     salient = cv2.resize(painting.salient, (size, size), interpolation=cv2.INTER_AREA)
     flaw = cv2.resize(painting.flaw, (size, size), interpolation=cv2.INTER_AREA)
-    flip = slice(None, None, -1) if scene.brief.flip else slice(None)
     whole = {
         "image": image,
         "product": rgba,
@@ -169,7 +168,7 @@ def _finish(
     }
     return {
         k: np.ascontiguousarray(
-            (v[:, flip] + (0 if v.dtype == np.uint8 else 0.5)).clip(0, 255).astype(np.uint8).transpose(2, 0, 1)
+            (v + (0 if v.dtype == np.uint8 else 0.5)).clip(0, 255).astype(np.uint8).transpose(2, 0, 1)
         )
         for k, v in whole.items()
     }

@@ -71,12 +71,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Brief:
-    """Product, placement and prompt. `factor` is the real size over the catalogue's (a giant bear, a mini barrel)."""
+    """Product, placement and prompt. `factor` is the real size over the catalogue's (a large bear, a small barrel)."""
 
     group: int
     item: Item
     view: int
-    flip: bool
     dye: str | None
     dye_strength: float
     factor: float
@@ -156,10 +155,9 @@ def brief(seed: int, split: str, group: int) -> Brief:
     item = choices[rng.integers(len(choices))]
     largest = max(item.width_cm, item.height_cm)
     surface, factor = item.surface, 1.0
-    if surface == "both":
-        surface = "table" if rng.random() < 0.5 else "floor"
-        wanted = rng.uniform(16, 38) if surface == "table" else rng.uniform(60, 120)
-        factor = 1.0 if (largest < 42 if surface == "table" else largest > 48) else wanted / largest
+    if surface == "both":  # things that are sold in several sizes; the size says where such a thing stands
+        factor = float(np.exp(rng.uniform(np.log(0.7), np.log(1.4))))
+        surface = "table" if largest * factor < 45 else "floor"
     number = len(views(item.item))
     view = int(rng.integers(number))
     dye, strength = None, 0.0
@@ -179,7 +177,6 @@ def brief(seed: int, split: str, group: int) -> Brief:
         group=group,
         item=item,
         view=view,
-        flip=bool(rng.random() < 0.5),
         dye=dye,
         dye_strength=strength,
         factor=factor,
@@ -249,7 +246,7 @@ def scene(seed: int, split: str, group: int, member: int) -> Scene:
         scale=factor,
         lift=float(0.2 + 0.28 * severity * rng.uniform(0.6, 1)) if fault == "floating" else 0.0,
         wall=float(wall),
-        props=_furnish(rng, plan, real, split, count, size, wall, fault == "clutter", factor != 1),
+        props=_furnish(rng, plan, real, split, count, size, wall, fault == "clutter", factor),
         window=bool(rng.random() < 0.3),
         picture=bool(rng.random() < 0.4),
         rug=plan.surface == "floor" and bool(rng.random() < 0.3),
@@ -306,13 +303,16 @@ def _furnish(
     size: float,
     wall: float,
     dense: bool,
-    whole: bool,
+    factor: float,
 ) -> tuple[Prop, ...]:
     """Places `count` props beside and behind the product; the first is the one the setting names.
 
-    `dense`: they may overlap. `whole`: most of each must lie within the picture.
+    `dense`: they may overlap. `factor`: of the product's size over the true one; if it is not 1, most of each prop must
+    lie within the picture, and beside a product far too large they are the larger ones: they have to show it.
     """
-    stock = furnishings(split, plan.surface)
+    stock, whole = furnishings(split, plan.surface), factor != 1
+    if factor > 1:
+        stock = tuple(sorted(stock, key=lambda i: i.width_cm * i.height_cm)[len(stock) // 2 :])
     named = next(i for i in catalogue() if i.name == real.prop)
     chosen = [named] + [stock[rng.integers(len(stock))] for _ in range(count - 1)] if count else []
     own_width, own_depth = plan.item.width_cm * size, plan.item.depth_cm * size

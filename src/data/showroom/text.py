@@ -96,7 +96,7 @@ def title(plan: Brief) -> str:
     rng = np.random.default_rng(plan.rng)
     item = plan.item
     width, depth, height = (max(1, round(v * plan.factor)) for v in (item.width_cm, item.depth_cm, item.height_cm))
-    size = "Giant " if plan.factor > 1.5 else "Mini " if plan.factor < 0.67 else ""
+    size = "Large " if plan.factor > 1.2 else "Small " if plan.factor < 0.83 else ""
     colour = plan.dye or nearest_colour(plan.colour)
     noun = f"{size}{item.material} {item.name}" if rng.random() < 0.6 else f"{size}{item.name}"
     measure = f"{width}x{depth}x{height} cm"

@@ -31,7 +31,7 @@ def texts() -> list[str]:
     """Everything that a showroom title can say."""
     with (HERE / "catalogue.csv").open(encoding="utf-8") as file:
         items = [f"{row['material']} {row['name']}" for row in csv.DictReader(file)]
-    return [*items, *BRANDS, *PRAISE, *COLOURS, "Giant Mini for the floor for the table 1x1x1 cm"]
+    return [*items, *BRANDS, *PRAISE, *COLOURS, "Large Small for the floor for the table 1x1x1 cm"]
 
 
 def vocabulary(texts: Iterable[str]) -> dict[str, int]:

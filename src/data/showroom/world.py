@@ -157,6 +157,7 @@ def _fingerprint() -> str:
     digest = hashlib.sha256()
     others = ("render_sprites", "sheet", "tokenizer")
     drawing = [path for path in sorted(here.glob("*.py")) if path.stem not in others]
-    for path in [*drawing, here / "catalogue.csv", *sorted(here.glob("sprites/*.webp"))]:
+    drawing += [here.parent / "splits.py", here.parent / "batch.py", here / "catalogue.csv"]
+    for path in [*drawing, *sorted(here.glob("sprites/*.webp")), *sorted(here.glob("sprites/*.json"))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:8]

@@ -1,0 +1,64 @@
+"""Objects of configuration nodes: what `_target_` names, called with the node's other keys."""
+
+import importlib
+import inspect
+import json
+from collections.abc import Callable
+from types import NoneType, UnionType
+from typing import Any, get_args
+
+from omegaconf import DictConfig, ListConfig
+
+from src.config import ConfigError, nearest, plain
+
+PLAIN = (bool, int, float, str, NoneType)
+
+
+def build(node: Any, /, **extra: Any) -> Any:
+    """What `node` describes: its `_target_` called with its other keys, built depth first, and with `extra`.
+
+    A node without `_target_` becomes a plain dict, list or value, all interpolations resolved; None stays None.
+    Raises ConfigError for a target that is not defined under `src.` and for arguments that it does not take.
+    """
+    node = plain(node) if isinstance(node, (DictConfig, ListConfig)) else node
+    if isinstance(node, (list, tuple)):
+        return type(node)([build(item) for item in node])
+    if not isinstance(node, dict):
+        return node
+    arguments = {key: build(value) for key, value in node.items() if key != "_target_" and key not in extra} | extra
+    if "_target_" not in node:
+        return arguments
+    target = _target(str(node["_target_"]))
+    signature = inspect.signature(target)
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"{node['_target_']}: {error}; it takes {', '.join(signature.parameters)}") from None
+    for name, value in arguments.items():
+        kinds = _kinds(signature.parameters[name].annotation) if name in signature.parameters else ()
+        if kinds and not any(type(value) is kind or (kind is float and type(value) is int) for kind in kinds):
+            told = " or ".join("null" if kind is NoneType else kind.__name__ for kind in kinds)
+            raise ConfigError(f"{node['_target_']}: {name}={json.dumps(value, default=str)}, but it takes {told}.")
+    return target(**arguments)
+
+
+def _kinds(annotation: Any) -> tuple[type, ...]:
+    """The types that an annotation allows, if all of them are plain; else nothing is known."""
+    kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    return kinds if all(kind in PLAIN for kind in kinds) else ()
+
+
+def _target(path: str) -> Callable[..., Any]:
+    module, _, name = path.rpartition(".")
+    if not module.startswith("src."):
+        raise ConfigError(f"_target_ {path!r} is not under src.")
+    try:
+        found = vars(importlib.import_module(module))
+    except ModuleNotFoundError as error:
+        if not module.startswith(error.name or module):
+            raise  # the module is there, something that it imports is not
+        raise ConfigError(f"_target_ {path!r}: there is no module {error.name}") from None
+    own = {key: value for key, value in found.items() if str(getattr(value, "__module__", "")).startswith("src.")}
+    if not callable(own.get(name)):
+        raise ConfigError(f"_target_ {path!r}: {module} defines no {name!r}; {nearest(name, own)}")
+    return own[name]
