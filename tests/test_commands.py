@@ -1,5 +1,6 @@
 """The commands as a user types them, in processes of their own, at toy sizes."""
 
+import json
 import os
 import signal
 import subprocess
@@ -72,6 +73,9 @@ def test_rfnet_killed_at_a_random_step_ends_in_the_bytes_of_an_unbroken_run(tmp_
     finish(*words, f"out={tmp_path / 'killed'}")
     weights = [(tmp_path / run / "checkpoint/model.safetensors").read_bytes() for run in ("whole", "killed")]
     assert weights[0] == weights[1]
+    measured = json.loads((tmp_path / "whole/checkpoint/metrics.json").read_text())
+    assert {"test/loss", "test_perceived/loss"} <= measured.keys()
+    assert measured["test/loss"] != measured["test_perceived/loss"]
 
 
 def test_the_papers_experiment_runs_on_a_folder_of_the_releases_shape(tmp_path: Path, nets: str) -> None:

@@ -97,3 +97,19 @@ def test_what_cannot_be_measured_is_one_line_and_exit_code_2(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_perceived_measures_with_the_maps_of_the_nets(
+    tmp_path: Path, nets: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    maps = f"data.perception={{depth: {nets['depth']}, saliency: {nets['saliency']}}}"
+    words = [f"checkpoint={nets['checkpoint']}", maps]
+    losses = []
+    for more in ([], ["perceived=true"], ["data.source.holds=[key,title,image,product,label]"]):
+        assert command(monkeypatch, *words, *more, f"out={tmp_path / 'out'}") == 0
+        losses.append(json.loads((tmp_path / "out/metrics.json").read_text())["test/loss"])
+    assert losses[1] == pytest.approx(losses[2])
+    assert losses[0] != pytest.approx(losses[1])
+    capsys.readouterr()
+    assert command(monkeypatch, *words, "perceived=true", "data.perceived=0.0") == 2
+    assert "no perception net is there to make maps" in capsys.readouterr().err

@@ -113,14 +113,15 @@ class AttributeReader(L.LightningModule):
         images = batch["image"]
         swap = torch.rand(len(images), 1, 1, 1, device=images.device) < self.flip
         logits = self(torch.where(swap, images.flip(-1), images))
-        loss = self._loss(logits, self.labels(batch["prompt"]))
+        loss = self.loss(logits, self.labels(batch["prompt"]))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(images))
         return loss
 
-    def _loss(self, logits: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
+    def loss(self, logits: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
+        """Mean cross-entropy of the attributes that the batch names; 0 if it names none."""
         known = [name for name, label in labels.items() if (label >= 0).any()]
         losses = [F.cross_entropy(logits[name], labels[name], ignore_index=PADDING) for name in known]
-        return torch.stack(losses).mean() if losses else sum(logit.sum() for logit in logits.values()) * torch.zeros(())
+        return torch.stack(losses or [0 * logit.sum() for logit in logits.values()]).mean()
 
     def _step(self, batch: Batch) -> None:
         for name, hit in self.followed(batch["image"], batch["prompt"]).items():

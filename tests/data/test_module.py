@@ -234,6 +234,9 @@ def test_a_share_of_the_training_rows_gets_computed_maps_and_evaluation_none(tmp
         trainer(max_epochs=1).fit(system, data)
         runs.append(torch.cat(system.maps["train"]))
         assert all(bool((maps == 1).all()) for maps in system.maps["val"])
+        own, made = (next(iter(data.batches("val", perceived=way)))["saliency"] for way in (False, True))
+        assert bool((own == 1).all())
+        assert float(made.max()) < 1
     exact = (runs[0] == 1).float().mean()
     assert 0.4 < exact < 0.6
     assert torch.equal(*runs)

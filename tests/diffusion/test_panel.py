@@ -1,0 +1,68 @@
+"""The panel: its measures are those of its members, and the same again."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.checkpoint import load
+from src.diffusion.panel import Panel
+from src.metrics.diversity import within_prompt_diversity
+from tests.diffusion import tiny
+from tests.models.test_reader import TINY as READER
+from tests.rewards import tiny as nets
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    home = tmp_path_factory.mktemp("panel")
+    judge = {**nets.RFNET, "inputs": ["product", "image", "title"]}
+    reader = {"_target_": "src.models.reader.AttributeReader", **READER}
+    return {"judge": nets.checkpoint(home / "judge", judge), "reader": nets.checkpoint(home / "reader", reader)}
+
+
+def ads(count: int = 3):
+    prompts = ["a chair, red wall, warm light", "a chair, blue wall", "a chair"]
+    return tiny.ads(count) | {"prompt": prompts[:count], "title": ["chair"] * count}
+
+
+def test_its_measures_are_its_members_over_the_tries(folders):
+    panel, generator, batch = Panel(**folders, tries=3), tiny.generator(), ads()
+    assert panel.fields == {"product", "title"}
+    measures, pictures = panel(generator, batch)
+    assert pictures.shape == (3, 3, 3, tiny.SIZE, tiny.SIZE)
+    judge, reader = load(folders["judge"]), load(folders["reader"])
+    with torch.no_grad():
+        best = [judge.log_probabilities({**batch, "image": images}).argmax(dim=1) for images in pictures]  # type: ignore
+        read = [reader(images) for images in pictures]
+        features = torch.stack([reader.net.features(images) for images in pictures])  # type: ignore
+    torch.testing.assert_close(measures["available"], (torch.stack(best) == 0).float().mean(dim=0))
+    walls = torch.stack([r["wall"].argmax(dim=1) == torch.tensor([2, 0, -1]) for r in read]).float()
+    lights = torch.stack([r["light"].argmax(dim=1) == 0 for r in read]).float()
+    assert float(measures["attributes"][0]) == pytest.approx(float((walls[:, 0] + lights[:, 0]).mean() / 2))
+    assert float(measures["attributes"][1]) == pytest.approx(float(walls[:, 1].mean()))
+    assert measures["attributes"][2].isnan()  # its prompt names nothing
+    torch.testing.assert_close(measures["diversity"], within_prompt_diversity(features))
+    assert (measures["diversity"] > 0).all()
+
+
+def test_the_pictures_are_the_same_again_and_for_a_part_of_the_batch(folders):
+    panel, generator, batch = Panel(**folders), tiny.generator(), ads()
+    measures, pictures = panel(generator, batch)
+    assert torch.equal(panel(generator, batch)[1], pictures)
+    part = {name: value[:1] for name, value in batch.items()}
+    torch.testing.assert_close(panel(generator, part)[1], pictures[:, :1], atol=1e-5, rtol=0)
+    assert not torch.allclose(pictures[0], pictures[1])
+    assert set(measures) == {"available", "attributes", "diversity"}
+    assert Panel()(generator, batch)[0] == {}
+
+
+def test_unfit_members_are_refused(folders, tmp_path: Path):
+    whole = nets.checkpoint(tmp_path / "whole", nets.RFNET)
+    for words, told in (
+        ({"judge": whole}, "needs depth, saliency, which a painted picture has not"),
+        ({"judge": folders["reader"]}, "holds AttributeReader, not RFNetSystem"),
+        ({"tries": 1}, "tries=1 must be at least 2"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            Panel(**words)
