@@ -98,14 +98,22 @@ class Generator(nn.Module):
         self.alpha_bars: list[float] = torch.cat([known[self.timesteps], last]).tolist()  # T + 1, rising
 
     @property
+    def size(self) -> int:
+        """The side in px of the pictures that it was made for."""
+        return int(self.unet.config["sample_size"]) * 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The arguments of the constructor that are no parts."""
         names = ("num_steps", "guidance_scale", "control_scale", "negative_prompt", "dilation", "backdrop")
         return {name: getattr(self, name) for name in names}
 
     @torch.no_grad()
-    def encode(self, batch: Batch, seed: int = 0) -> Conditions:
-        """The conditions of a batch with key, prompt and product; a picture's noise depends on (seed, key) alone."""
+    def encode(self, batch: Batch, seed: int | Sequence[int] = 0) -> Conditions:
+        """The conditions of a batch with key, prompt and product; a picture's noise depends on (seed, key) alone.
+
+        `seed`: one for all, or one for each row.
+        """
         product = batch["product"]
         if product.ndim != 4 or product.shape[1] != 4:
             raise ValueError(f"product must be (batch, 4, height, width), got {tuple(product.shape)}.")
@@ -232,9 +240,10 @@ class Generator(nn.Module):
         ).save_pretrained(folder)
 
 
-def keyed_noise(seed: int, keys: Sequence[str], shape: Sequence[int]) -> Tensor:
-    """Standard normal (keys, *shape), on the CPU; a row is a function of (seed, its key) alone."""
-    return torch.stack([torch.randn(*shape, generator=keyed(seed, key)) for key in keys])
+def keyed_noise(seed: int | Sequence[int], keys: Sequence[str], shape: Sequence[int]) -> Tensor:
+    """Standard normal (keys, *shape), on the CPU; a row is a function of (its seed, its key) alone."""
+    seeds = [seed] * len(keys) if isinstance(seed, int) else seed
+    return torch.stack([torch.randn(*shape, generator=keyed(*pair)) for pair in zip(seeds, keys, strict=True)])
 
 
 def keyed(seed: int, key: str) -> torch.Generator:

@@ -161,7 +161,7 @@ class RFFT(Tuner):
         measures, pictures = self.panel(self.net, batch, self.reward)
         prefix = split if split.endswith("_") else f"{split}/"
         self.log_dict(
-            {f"{prefix}{name}": value.mean() for name, value in measures.items()},
+            {f"{prefix}{name}": value.nanmean() for name, value in measures.items()},
             batch_size=len(batch["key"]), on_step=False, on_epoch=True, sync_dist=True,
         )  # fmt: skip
         return pictures

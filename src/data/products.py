@@ -1,0 +1,100 @@
+"""Products to be advertised: a folder of pictures with alpha and a file of prompts, put on the generator's canvas."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from src.data.pictures import BROKEN, opened, resized
+from src.data.rows import SEPARATORS, csv_rows, json_rows
+from src.data.table import SUFFIXES
+
+VISIBLE = 128  # alpha from which a pixel belongs to the product
+
+
+@dataclass(frozen=True)
+class Order:
+    """One picture to paint: the product's key (its file's stem), file, prompt and title ("" if there is none)."""
+
+    key: str
+    file: Path
+    prompt: str
+    title: str = ""
+
+
+class OrderError(ValueError):
+    """Why a product cannot be painted; the rest can."""
+
+
+def orders(products: str | Path, prompts: str | Path) -> list[Order]:
+    """The folder's pictures in the order of their names, each with its prompt.
+
+    `prompts` is a CSV, TSV or JSONL table with the columns key and prompt, and maybe title; or a .txt file of prompts,
+    one a line, which the products take in turn. Raises ValueError if there is no folder, picture or prompt at all, for
+    two pictures of one stem and for a torn table; a product that the table does not name has the prompt "".
+    """
+    folder, file = Path(products), Path(prompts)
+    if not folder.is_dir():
+        raise ValueError(f"products={products}: there is no such folder.")
+    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not pictures:
+        raise ValueError(f"products={products}: no picture ({', '.join(SUFFIXES)}) lies there.")
+    by_key: dict[str, Path] = {}
+    for path in pictures:
+        if path.stem in by_key:
+            raise ValueError(
+                f"products={products}: {by_key[path.stem].name} and {path.name} have one key, {path.stem}."
+            )
+        by_key[path.stem] = path
+    if not file.is_file():
+        raise ValueError(f"prompts={prompts}: there is no such file.")
+    if file.suffix.lower() == ".txt":
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not lines:
+            raise ValueError(f"prompts={prompts}: it has no prompt.")
+        return [Order(key, path, lines[n % len(lines)]) for n, (key, path) in enumerate(by_key.items())]
+    told = {row["key"]: row for row in _table(file)}
+    return [
+        Order(key, path, told.get(key, {}).get("prompt", ""), told.get(key, {}).get("title", ""))
+        for key, path in by_key.items()
+    ]
+
+
+def _table(file: Path) -> Iterator[dict[str, str]]:
+    separator = SEPARATORS.get(file.suffix.lower())
+    if not separator and file.suffix.lower() != ".jsonl":
+        raise ValueError(f"prompts={file}: a .csv, .tsv, .jsonl or .txt file is needed, not '{file.suffix}'.")
+    with file.open(encoding="utf-8-sig", newline="") as handle:
+        for line, row, reason in csv_rows(handle, separator) if separator else json_rows(handle):
+            if missing := [name for name in ("key", "prompt") if name not in row]:
+                reason = reason or f"has no {' and no '.join(missing)}"
+            if reason:
+                raise ValueError(f"{file}, line {line}: {reason}.")
+            yield {name: str(value or "").strip() for name, value in row.items()}
+
+
+def placed(file: Path, size: int, scale: float = 0.72, centre: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
+    """The product cut to what is visible of it and laid on an empty canvas: uint8 RGBA (4, size, size).
+
+    scale: its longer side over the canvas's; centre: of its box, in canvas sides from left and top. Raises OrderError
+    for a file that is no picture, has no alpha or shows nothing, and for a product that would leave the canvas.
+    """
+    try:
+        image = opened(file.read_bytes(), "product").convert("RGBA")
+    except BROKEN as error:
+        raise OrderError(" ".join(str(error).split()) or type(error).__name__) from None
+    solid = np.asarray(image)[..., 3] >= VISIBLE
+    if not solid.any():
+        raise OrderError("its alpha is empty: nothing of it is visible")
+    down, across = np.flatnonzero(solid.any(axis=1)), np.flatnonzero(solid.any(axis=0))
+    cut = image.crop((int(across[0]), int(down[0]), int(across[-1]) + 1, int(down[-1]) + 1))
+    zoom = scale * size / max(cut.size)
+    small = resized(cut, tuple(max(1, round(side * zoom)) for side in cut.size))
+    left, top = (round(c * size - side / 2) for c, side in zip(centre, small.size, strict=True))
+    if left < 0 or top < 0 or left + small.width > size or top + small.height > size:
+        raise OrderError(f"scale={scale} and centre={list(centre)} put it beyond the canvas")
+    canvas = Image.new("RGBA", (size, size))
+    canvas.paste(small, (left, top))
+    return np.ascontiguousarray(np.asarray(canvas).transpose(2, 0, 1))

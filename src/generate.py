@@ -1,0 +1,152 @@
+"""Paints ads by recurrent generation: `python -m src.generate products=DIR prompts=FILE out=ADS reward=rfnet`.
+
+`out` gets <key>.png and a line in manifest.jsonl for each product: key, accepted, attempts, value (of the picture kept,
+the best), values (of all attempts), seed (of the picture kept), prompt. After a kill the same command goes on: what the
+manifest has is done. A product that cannot be painted is told by name, and the rest goes on. At the end: the share
+accepted by attempt, attempts and UNet calls per accepted picture.
+Exit code 0: every product has a picture; 1: some could not be painted; 2: nothing can be.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torchvision.transforms.functional import to_pil_image
+from tqdm import tqdm
+
+from src.build import build
+from src.config import command
+from src.data.batch import Record
+from src.data.products import Order, OrderError, orders, placed
+from src.diffusion.generator import Generator
+from src.diffusion.recurrent import Job, recurrent
+from src.fit import set_up
+from src.rewards.base import Reward
+from src.score import torch_device
+
+FREE = ("attempts", "batch_size", "resume", "device", "threads", "precision", "products", "prompts", "out")
+
+
+class Manifest:
+    """manifest.jsonl and the settings that its pictures were painted with; a torn last line is cut off.
+
+    Raises ValueError if the folder has another run's pictures, or `resume` is false and it has any.
+    """
+
+    def __init__(self, out: Path, of: dict[str, Any], resume: bool) -> None:
+        self.out, self.file, settings = out, out / "manifest.jsonl", out / "settings.json"
+        out.mkdir(parents=True, exist_ok=True)
+        self.rows: list[dict[str, Any]] = []
+        if not resume and self.file.exists():
+            raise ValueError(f"{out} has a manifest; resume=true goes on with it, out=FOLDER begins another.")
+        if self.file.exists():
+            known = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
+            if changed := sorted(name for name in known | of if known.get(name) != of.get(name)):
+                raise ValueError(f"{out} holds pictures of another {', '.join(changed)}; choose another out.")
+            whole = self.file.read_bytes().rpartition(b"\n")
+            self.rows = [json.loads(line) for line in whole[0].splitlines()]
+            if whole[2]:
+                with self.file.open("ab") as handle:
+                    handle.truncate(len(whole[0]) + len(whole[1]))
+        part = settings.with_suffix(".part")
+        part.write_text(json.dumps(of, indent=2) + "\n", encoding="utf-8")
+        os.replace(part, settings)
+
+    def add(self, job: Job, accepted: bool, seed: int) -> None:
+        """Writes the picture, then its line: a product with a line has its picture."""
+        record, best = job.record, max(job.values)
+        assert job.best is not None
+        part = self.out / f"{record['key']}.png.part"
+        to_pil_image(job.best.clamp(0, 1)).save(part, "PNG")
+        os.replace(part, self.out / f"{record['key']}.png")
+        row = {
+            "key": record["key"], "accepted": accepted, "attempts": job.attempts, "value": best, "values": job.values,
+            "seed": seed + job.values.index(best), "prompt": record["prompt"],
+        }  # fmt: skip
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self.rows.append(row)
+
+
+def records(
+    wanted: list[Order], reward: Reward, size: int, config: Any, bad: list[tuple[str, str]]
+) -> Iterator[Record]:
+    """What the generator and the reward need of each order; those that cannot be painted go to `bad`: name, reason."""
+    for order in wanted:
+        try:
+            if not order.prompt:
+                raise OrderError("no prompt")
+            if "title" in reward.fields and not order.title:
+                raise OrderError(f"no title, which {type(reward).__name__} needs")
+            product = placed(order.file, size, config.scale, tuple(config.centre))
+        except OrderError as error:
+            bad.append((order.file.name, str(error)))
+            continue
+        yield {"key": order.key, "prompt": order.prompt, "title": order.title, "product": product}
+
+
+def generate(generator: Generator, reward: Reward, config: DictConfig) -> tuple[Manifest, list[tuple[str, str]]]:
+    """The manifest and the products that could not be painted: file name, reason."""
+    if foreign := sorted(reward.fields - {"product", "prompt", "title"}):
+        raise ValueError(f"{type(reward).__name__} needs {', '.join(foreign)}, which a product folder does not have.")
+    if config.precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision={config.precision}: choose one of float32, bfloat16.")
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    of = {name: value for name, value in plain.items() if name not in FREE}
+    wanted = orders(config.products, config.prompts)
+    manifest, bad = Manifest(Path(config.out), of, config.resume), []
+    done = {row["key"] for row in manifest.rows}
+    waiting = [order for order in wanted if order.key not in done]
+    device = torch_device(config.device)
+    generator.to(device)
+    reward.to(device)
+    asked = records(waiting, reward, config.size or generator.size, config, bad)
+    half = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+    with half, tqdm(total=len(wanted), initial=len(done), unit="ad", disable=None) as bar:
+        pairs = recurrent(
+            generator, reward, asked, config.threshold, config.attempts, config.batch_size, config.seed, device
+        )
+        for job, accepted in pairs:
+            manifest.add(job, accepted, config.seed)
+            bar.update()
+    return manifest, bad
+
+
+def summary(rows: list[dict[str, Any]], num_steps: int) -> list[str]:
+    """The available rate by attempt and what an accepted picture costs, as lines."""
+    accepted = [row for row in rows if row["accepted"]]
+    spent = sum(row["attempts"] for row in rows)
+    lines = [f"{len(accepted)} of {len(rows)} accepted"]
+    for number in range(1, max((row["attempts"] for row in rows), default=0) + 1):
+        by_now = sum(row["attempts"] <= number for row in accepted)
+        lines.append(f"  within {number} attempt{'s' if number > 1 else ''}: {by_now / len(rows):.1%}")
+    if accepted:
+        lines.append(
+            f"{spent / len(accepted):.2f} attempts and {spent * num_steps / len(accepted):.0f} UNet calls each"
+        )
+    return lines
+
+
+def main() -> int:
+    config = command("generate")
+    set_up(config.threads)
+    try:
+        generator, reward = build(config.generator).eval().requires_grad_(False), build(config.reward)
+        manifest, bad = generate(generator, reward, config)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"generate: {error}\n")
+        return 2
+    print("\n".join(summary(manifest.rows, generator.num_steps)))
+    print(f"wrote {manifest.out}")
+    for name, reason in bad:
+        sys.stderr.write(f"{name}: {reason}\n")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Redrawing until the reward accepts: none lost, none twice, slots always full, and the same in any batch."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from src.data.batch import Batch
+from src.diffusion.generator import Generator
+from src.diffusion.recurrent import recurrent
+from src.rewards.base import Reward, Score
+from tests.diffusion import tiny
+
+
+class Redness(Reward):
+    fields = frozenset()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+        self.freeze()
+
+    def score(self, images: Tensor, batch: Batch) -> Score:
+        self.sizes.append(len(images))
+        return Score(images[:, 0].mean(dim=(1, 2)) - images[:, 2].mean(dim=(1, 2)), {})
+
+
+def records(count: int) -> list[dict]:
+    product = (tiny.ads(1)["product"][0] * 255).byte().numpy()
+    return [{"key": f"p{i}", "prompt": "a red room", "product": product} for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    return tiny.generator(num_steps=2)
+
+
+def alone(generator: Generator, key: str, seed: int) -> tuple[Tensor, float]:
+    batch = tiny.ads(1) | {"key": [key], "prompt": ["a red room"]}
+    batch["product"] = torch.from_numpy(records(1)[0]["product"])[None].float() / 255
+    picture = generator.sample(generator.encode(batch, seed))
+    return picture[0], float(Redness()(picture, batch).value[0])
+
+
+def test_every_product_leaves_once_with_its_first_accepted_picture_or_its_best(generator):
+    values = {f"p{i}": [alone(generator, f"p{i}", 3 + n)[1] for n in range(4)] for i in range(7)}
+    threshold = sorted(v for row in values.values() for v in row)[19]  # 8 or 9 of 28 pass
+    reward = Redness()
+    done = list(recurrent(generator, reward, records(7), threshold, attempts=4, batch_size=3, seed=3))
+    assert sorted(job.record["key"] for job, _ in done) == sorted(values)
+    for job, accepted in done:
+        expected = values[job.record["key"]]
+        first = next((n for n, value in enumerate(expected) if value >= threshold + 1e-5), None)
+        assert accepted == (first is not None)
+        assert job.attempts == (4 if first is None else first + 1)
+        assert job.values == pytest.approx(expected[: job.attempts], abs=1e-5)
+        best = max(range(job.attempts), key=job.values.__getitem__)
+        assert job.best is not None
+        torch.testing.assert_close(job.best, alone(generator, job.record["key"], 3 + best)[0], atol=1e-5, rtol=0)
+    assert {accepted for _, accepted in done} == {True, False}
+    total = sum(job.attempts for job, _ in done)
+    assert sum(reward.sizes) == total
+    waiting_ends = next((n for n in range(len(reward.sizes)) if reward.sizes[n] < 3), len(reward.sizes))
+    assert reward.sizes[:waiting_ends] == [3] * waiting_ends  # full until nobody waits
+    assert waiting_ends >= 2
+
+
+def test_products_are_read_only_as_slots_become_free(generator):
+    taken = []
+
+    def lazily():
+        for record in records(50):
+            taken.append(record["key"])
+            yield record
+
+    stream = recurrent(generator, Redness(), lazily(), threshold=-9.0, attempts=1, batch_size=4)
+    next(stream)
+    assert len(taken) == 4
+    assert next(recurrent(generator, Redness(), [], 0.0, 1, 4), None) is None
+    with pytest.raises(ValueError, match="attempts=0 and batch_size=4 must be at least 1"):
+        next(recurrent(generator, Redness(), [], 0.0, 0, 4))

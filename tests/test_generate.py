@@ -1,0 +1,159 @@
+"""The command that paints ads, on tiny nets: what it writes, how it resumes, what it tells."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from src.generate import main, summary
+from tests.data.test_products import cutout
+from tests.diffusion import tiny
+from tests.rewards import tiny as nets
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    home = tmp_path_factory.mktemp("nets")
+    tiny.generator().save(home / "generator")
+    made = nets.rfnet(home)
+    return [
+        f"generator.folder={home / 'generator'}", "generator.num_steps=2", "size=64", "device=cpu", "threads=1",
+        *(f"reward.{name}={place}" for name, place in made.items()), "batch_size=2",
+    ]  # fmt: skip
+
+
+def shop(folder: Path, count: int = 5) -> list[str]:
+    """Products of different sizes with prompts and titles."""
+    lines = ["key,prompt,title"]
+    for i in range(count):
+        cutout(folder / f"products/p{i}.png", (40 + 30 * i, 60), (5, 10, 25 + 20 * i, 50))
+        lines.append(f"p{i},a red room,Chair {i}")
+    (folder / "prompts.csv").write_text("\n".join(lines) + "\n")
+    return [f"products={folder / 'products'}", f"prompts={folder / 'prompts.csv'}"]
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["generate", *words])
+    return main()
+
+
+def manifest(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+
+
+def test_each_product_gets_a_picture_and_a_line(words, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "ads"
+    words = [*words, *shop(tmp_path), f"out={out}", "attempts=3", "threshold=-1.4"]
+    assert command(monkeypatch, *words) == 0
+    said = capsys.readouterr().out
+    rows = manifest(out)
+    assert sorted(row["key"] for row in rows) == [f"p{i}" for i in range(5)]
+    for row in rows:
+        assert row["accepted"] == (row["values"][-1] >= -1.4)
+        assert row["attempts"] == len(row["values"]) <= 3
+        assert row["value"] == max(row["values"])
+        assert row["seed"] == row["values"].index(row["value"])
+        assert row["prompt"] == "a red room"
+        assert Image.open(out / f"{row['key']}.png").size == (64, 64)
+    assert f"{sum(row['accepted'] for row in rows)} of 5 accepted" in said
+    before = (out / "manifest.jsonl").read_bytes()
+    assert command(monkeypatch, *words) == 0  # nothing is left to do
+    assert (out / "manifest.jsonl").read_bytes() == before
+    assert command(monkeypatch, *words, "resume=false") == 2
+    assert "has a manifest; resume=true goes on" in capsys.readouterr().err
+    assert command(monkeypatch, *words, "seed=1") == 2
+    assert "holds pictures of another seed" in capsys.readouterr().err
+
+
+def test_killed_and_resumed_it_loses_no_product_and_does_none_twice(words, tmp_path, monkeypatch):
+    words = [*words, *shop(tmp_path, 12), "attempts=2", "threshold=0.0"]
+    assert command(monkeypatch, *words, f"out={tmp_path / 'whole'}") == 0
+    out = tmp_path / "killed"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-m", "src.generate", *words, f"out={out}"], env=environment)
+    deadline = time.monotonic() + 200
+    while not (out / "p1.png").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert 0 < len(manifest_keys(out)) < 12
+    with (out / "manifest.jsonl").open("a") as file:
+        file.write('{"key": "p9", "acc')  # torn by the kill
+    assert command(monkeypatch, *words, f"out={out}") == 0
+    rows, whole = manifest(out), manifest(tmp_path / "whole")
+    assert sorted(row["key"] for row in rows) == sorted({row["key"] for row in whole})
+    values = {row["key"]: row["values"] for row in whole}
+    for row in rows:
+        assert row["values"] == pytest.approx(values[row["key"]], abs=1e-5)
+        a, b = (np.asarray(Image.open(folder / f"{row['key']}.png"), int) for folder in (out, tmp_path / "whole"))
+        assert abs(a - b).max() <= 1
+
+
+def manifest_keys(out: Path) -> list[str]:
+    lines = (out / "manifest.jsonl").read_text().splitlines() if (out / "manifest.jsonl").exists() else []
+    return [line for line in lines if line.endswith("}")]
+
+
+def test_bad_products_are_told_by_name_and_the_rest_goes_on(words, tmp_path, monkeypatch, capsys):
+    places = shop(tmp_path, 2)
+    folder = tmp_path / "products"
+    Image.new("RGB", (8, 8)).save(folder / "opaque.png")
+    Image.new("RGBA", (8, 8)).save(folder / "empty.png")
+    (folder / "torn.png").write_bytes((folder / "p0.png").read_bytes()[:50])
+    cutout(folder / "mute.png")
+    cutout(folder / "nameless.png")
+    with (tmp_path / "prompts.csv").open("a") as file:
+        file.write("opaque,x,x\nempty,x,x\ntorn,x,x\nmute,,x\nnameless,x,\n")
+    out = tmp_path / "ads"
+    assert command(monkeypatch, *words, *places, f"out={out}", "attempts=1") == 1
+    told = capsys.readouterr().err
+    for name, reason in (
+        ("opaque", "needs an alpha channel"), ("empty", "its alpha is empty"), ("torn", ""), ("mute", "no prompt"),
+        ("nameless", "no title, which RFNetReward needs"),
+    ):  # fmt: skip
+        assert any(line.startswith(f"{name}.png: ") and reason in line for line in told.splitlines())
+    assert sorted(row["key"] for row in manifest(out)) == ["p0", "p1"]
+
+
+def test_the_summary_counts_acceptance_by_attempt():
+    rows = [
+        {"accepted": True, "attempts": 1}, {"accepted": True, "attempts": 3}, {"accepted": False, "attempts": 3},
+        {"accepted": True, "attempts": 1},
+    ]  # fmt: skip
+    assert summary(rows, num_steps=40) == [
+        "3 of 4 accepted", "  within 1 attempt: 50.0%", "  within 2 attempts: 50.0%", "  within 3 attempts: 75.0%",
+        "2.67 attempts and 107 UNet calls for each accepted picture",
+    ]  # fmt: skip
+    assert summary([], 40) == ["0 of 0 accepted"]
+
+
+def test_real_photographs_of_any_size_are_painted_around(words, tmp_path, monkeypatch):
+    folder = tmp_path / "products"
+    folder.mkdir()
+    for name in ("china", "flower"):
+        photo = load_sample_image(f"{name}.jpg")
+        height, width = photo.shape[:2]
+        assert (height, width) == (427, 640)
+        y, x = np.mgrid[:height, :width]
+        mask = ((y / height - 0.5) ** 2 + (x / width - 0.5) ** 2 < 0.16).astype(np.uint8) * 255
+        Image.fromarray(np.dstack([photo, mask])).save(folder / f"{name}.png")
+    lines = [f'{{"key": "{name}", "prompt": "a red room", "title": "{name}"}}' for name in ("china", "flower")]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+    out = tmp_path / "ads"
+    words = [*words, f"products={folder}", f"prompts={tmp_path / 'prompts.jsonl'}", f"out={out}", "attempts=1"]
+    assert command(monkeypatch, *words) == 0
+    for name in ("china", "flower"):
+        picture = np.asarray(Image.open(out / f"{name}.png"), float)
+        assert picture.shape == (64, 64, 3)
+        photo = np.asarray(Image.fromarray(load_sample_image(f"{name}.jpg")[171:256, 256:384]).resize((12, 8)), float)
+        assert abs(picture[24:40, 24:40].mean(axis=(0, 1)) - photo.mean(axis=(0, 1))).max() < 40  # it is there
