@@ -116,7 +116,7 @@ def fit(system: Any, data: AdData, config: dict[str, Any]) -> dict[str, float]:
             (with_maps,) = trainer.test(system, batches, verbose=False)
             measured |= {name.replace("test/", "test_perceived/", 1): value for name, value in with_maps.items()}
         if tests:
-            measured = trainer.test(system, datamodule=data, verbose=False)[0] | measured
+            measured = {**trainer.test(system, datamodule=data, verbose=False)[0], **measured}
 
     metrics = {name: float(value) for name, value in measured.items()}
     if trainer.is_global_zero:

@@ -126,9 +126,8 @@ def summary(rows: list[dict[str, Any]], num_steps: int) -> list[str]:
         by_now = sum(row["attempts"] <= number for row in accepted)
         lines.append(f"  within {number} attempt{'s' if number > 1 else ''}: {by_now / len(rows):.1%}")
     if accepted:
-        lines.append(
-            f"{spent / len(accepted):.2f} attempts and {spent * num_steps / len(accepted):.0f} UNet calls each"
-        )
+        each = spent / len(accepted)
+        lines.append(f"{each:.2f} attempts and {each * num_steps:.0f} UNet calls for each accepted picture")
     return lines
 
 

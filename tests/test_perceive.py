@@ -71,8 +71,8 @@ def test_maps_have_the_shape_of_their_pictures_and_fit_again(root, nets, tmp_pat
     assert command(monkeypatch, *words) == 0
     made = next((tmp_path / "maps/depth").rglob("*.png"))
     assert Image.open(made).size == (32, 13)
-    maps = {"depth": str(tmp_path / "maps/depth"), "saliency": str(tmp_path / "maps/saliency")}
-    record = RF1M(str(root), size=32, fit=fit, **maps).split("train")[0]
+    depth, saliency = str(tmp_path / "maps/depth"), str(tmp_path / "maps/saliency")
+    record = RF1M(str(root), size=32, fit=fit, depth=depth, saliency=saliency).split("train")[0]
     image = torch.from_numpy(record["image"])[None].float() / 255
     with torch.no_grad():
         net = load_perception(nets["depth"], "depth")(image)[0].numpy()

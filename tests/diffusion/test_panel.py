@@ -1,6 +1,7 @@
 """The panel: its measures are those of its members, and the same again."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,10 +60,11 @@ def test_the_pictures_are_the_same_again_and_for_a_part_of_the_batch(folders):
 
 def test_unfit_members_are_refused(folders, tmp_path: Path):
     whole = nets.checkpoint(tmp_path / "whole", nets.RFNET)
-    for words, told in (
+    unfit: list[tuple[dict[str, Any], str]] = [
         ({"judge": whole}, "needs depth, saliency, which a painted picture has not"),
         ({"judge": folders["reader"]}, "holds AttributeReader, not RFNetSystem"),
         ({"tries": 1}, "tries=1 must be at least 2"),
-    ):
+    ]
+    for words, told in unfit:
         with pytest.raises(ValueError, match=told):
             Panel(**words)
