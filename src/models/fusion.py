@@ -92,9 +92,13 @@ class TitleEncoder(nn.Module):
         max_tokens: a title is cut after so many tokens.
         ordinal_numbers: the fresh embedding of a number token is a set of sines and cosines of its logarithm, so that
             near sizes begin alike and numbers that training never shows keep a place between their neighbours.
+        word_noise: share of the tokens, numbers and special ones aside, that a random word takes the place of in
+            training, so that the names of products never seen there count for little rather than for anything.
 
     Raises ValueError if the encoder cannot be had, or options, tokenizer and `max_tokens` do not fit it.
     """
+
+    words: Tensor
 
     def __init__(
         self,
@@ -104,6 +108,7 @@ class TitleEncoder(nn.Module):
         options: Mapping[str, Any] | None = None,
         max_tokens: int = 64,
         ordinal_numbers: bool = False,
+        word_noise: float = 0.0,
     ) -> None:
         super().__init__()
         place = str(located(name))
@@ -137,7 +142,10 @@ class TitleEncoder(nn.Module):
             net.pooler = None  # all tokens are used; its weights would never get a gradient
         if ordinal_numbers and not pretrained:
             ordinal_embeddings(net.get_input_embeddings().weight, self.tokenizer.get_vocab())
-        self.net, self.max_tokens = net, max_tokens
+        words = {row for word, row in self.tokenizer.get_vocab().items() if not word.isdigit()}
+        plain = sorted(words - set(self.tokenizer.all_special_ids))
+        self.register_buffer("words", torch.tensor(plain), persistent=False)
+        self.net, self.max_tokens, self.word_noise = net, max_tokens, word_noise
         self.project = nn.Linear(net.config.hidden_size, width)
         self.norm = nn.LayerNorm(width)
 
@@ -157,8 +165,16 @@ class TitleEncoder(nn.Module):
             list(titles), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
         ids, mask = words["input_ids"].to(device), words["attention_mask"].to(device)
+        if self.training and self.word_noise:
+            ids = self.noised(ids)
         x = self.net(input_ids=ids, attention_mask=mask).last_hidden_state  # (batch, words, hidden)
         return self.norm(self.project(x)), mask == 0
+
+    def noised(self, ids: Tensor) -> Tensor:
+        """Tokens (batch, words) with random words in place of a share `word_noise`; numbers and special ones stay."""
+        chosen = torch.isin(ids, self.words) & (torch.rand(ids.shape, device=ids.device) < self.word_noise)
+        other = self.words[torch.randint(len(self.words), ids.shape, device=ids.device)]
+        return torch.where(chosen, other, ids)
 
 
 class FeatureFilter(nn.Module):

@@ -62,6 +62,7 @@ class RFNet(nn.Module):
         text_pretrained: bool,
         max_title_tokens: int,
         ordinal_numbers: bool,
+        word_noise: float,
         width: int,
         num_heads: int,
         num_filters: int,
@@ -96,7 +97,7 @@ class RFNet(nn.Module):
             self.positions[name] = nn.Parameter(0.1 * torch.randn(encoder.grid**2, width))
         if "title" in self.inputs:
             self.title = TitleEncoder(
-                text_encoder, width, text_pretrained, text_options, max_title_tokens, ordinal_numbers
+                text_encoder, width, text_pretrained, text_options, max_title_tokens, ordinal_numbers, word_noise
             )
         if {"title", "product"} <= set(self.inputs):
             self.filters = nn.ModuleList(FeatureFilter(width, num_heads, dropout) for _ in range(num_filters))
@@ -171,7 +172,7 @@ class RFNetSystem(L.LightningModule):
         unshuffle, grid: see `PictureEncoder`.
         product_background: grey in [0, 1] behind the product; product_alpha: its alpha is the fourth channel of every
             picture.
-        text_encoder, text_options, text_pretrained, max_title_tokens, ordinal_numbers: see `TitleEncoder`.
+        text_encoder, text_options, text_pretrained, max_title_tokens, ordinal_numbers, word_noise: see `TitleEncoder`.
         width, num_heads: of all tokens and attention; num_filters: N1; num_fusion: N2; feedforward: width in those.
         pooling: the classifier sees the mean of the tokens, or the "cls" one.
         lr, weight_decay: of AdamW; warmup: share of the steps until the peak, then schedule "cosine" to 0, or "step"
@@ -203,6 +204,7 @@ class RFNetSystem(L.LightningModule):
         text_pretrained: bool = False,
         max_title_tokens: int = 48,
         ordinal_numbers: bool = False,
+        word_noise: float = 0.0,
         width: int = 384,
         num_heads: int = 8,
         num_filters: int = 1,
@@ -226,7 +228,7 @@ class RFNetSystem(L.LightningModule):
         self.net = RFNet(
             len(classes), inputs, image_encoder, encoder_options, encoder_pretrained, encoder_stage, encoders,
             image_size, map_size, unshuffle, grid, product_background, product_alpha, text_encoder, text_options,
-            text_pretrained, max_title_tokens, ordinal_numbers, width, num_heads, num_filters, num_fusion,
+            text_pretrained, max_title_tokens, ordinal_numbers, word_noise, width, num_heads, num_filters, num_fusion,
             feedforward, dropout, pooling,
         )  # fmt: skip
         self.classes = tuple(classes)

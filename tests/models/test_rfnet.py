@@ -208,6 +208,21 @@ def test_titles_are_cut_and_sizes_stay_whole():
     assert encoder([""])[0].isfinite().all()
 
 
+def test_noise_takes_words_and_leaves_numbers():
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    encoder = TitleEncoder("src/data/showroom/text", 8, max_tokens=48, options=still, word_noise=0.5)
+    ids = encoder.tokenizer(["Nordhem Oak Dining Chair 49x61x118 cm"] * 200, return_tensors="pt")["input_ids"]
+    kept = encoder.noised(ids) == ids
+    numbers = [encoder.tokenizer.convert_tokens_to_ids(word) for word in ("[CLS]", "49", "61", "118", "[SEP]")]
+    fixed = torch.isin(ids, torch.tensor(numbers))
+    assert kept[fixed].all()
+    assert 0.45 < kept[~fixed].float().mean() < 0.55
+    title = ["Oak Chair 49x61x118 cm"]
+    assert not torch.equal(encoder(title)[0], encoder(title)[0])
+    encoder.eval()
+    torch.testing.assert_close(encoder(title)[0], encoder(title)[0])
+
+
 def test_flip_turns_all_pictures_together():
     ads = batch(16)
     ads["product"][:, :3] = ads["image"]
