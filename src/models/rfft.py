@@ -8,20 +8,23 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from src.data.batch import Batch
 from src.diffusion.generator import Conditions, Generator
 from src.diffusion.panel import Panel
 from src.diffusion.regularizers import Regularizer
-from src.diffusion.sheet import draw_pairs
+from src.diffusion.sheet import draw_pairs, draw_pictures
 from src.diffusion.steps import StepPolicy, Window
+from src.diffusion.views import Views
+from src.metrics.gradients import gradient_agreement
 from src.models.tuner import Tuner
 from src.resume import batches_trained
 from src.rewards.base import Reward, Score
 
 GUIDANCE_GRADIENTS = ("both", "text", "off")
-SHOWN = 16  # products in the sheet of before and after
+SHOWN = 16  # products in a sheet
 
 
 class RFFT(Tuner):
@@ -33,6 +36,7 @@ class RFFT(Tuner):
 
     Args:
         panel: who measures what is painted for validation and test products.
+        views: of the picture, which the reward is shown in training.
         part: "controlnet" (the paper's), "unet", "unet_lora" or "controlnet_lora".
         guidance_gradient: through "both" branches of the guided noise, through the "text" one alone, or "off": no
             guidance in the step with gradient, as ReFL has it.
@@ -58,6 +62,7 @@ class RFFT(Tuner):
         regularizer: Regularizer,
         steps: StepPolicy,
         panel: Panel | None = None,
+        views: Views | None = None,
         part: str = "controlnet",
         rank: int = 8,
         guidance_gradient: str = "both",
@@ -71,16 +76,16 @@ class RFFT(Tuner):
         schedule: str = "constant",
     ) -> None:
         super().__init__(generator, part, rank, ema, lr, weight_decay, warmup, schedule)
-        self.save_hyperparameters(ignore=["generator", "reward", "regularizer", "steps", "panel"])
+        self.save_hyperparameters(ignore=["generator", "reward", "regularizer", "steps", "panel", "views"])
         if guidance_gradient not in GUIDANCE_GRADIENTS:
             raise ValueError(f"guidance_gradient={guidance_gradient}: choose one of {', '.join(GUIDANCE_GRADIENTS)}.")
         if own := reward.fields & {"depth", "saliency", "image"}:
             raise ValueError(f"{type(reward).__name__} takes {', '.join(sorted(own))} from the batch, not the picture.")
         self.reward, self.regularizer, self.steps, self.panel = reward, regularizer, steps, panel or Panel()
+        self.views = views or Views()
         self.guidance_gradient, self.hinge, self.gradients_every = guidance_gradient, hinge, gradients_every
         self.fields = frozenset({"prompt", "product"} | reward.fields | self.panel.fields)
-        self.sheet: dict[str, list[Tensor]] = {}
-        self.captions: list[str] = []
+        self.shown: dict[str, list[tuple[Tensor, str]]] = {}  # pictures and prompts, by split
         self.part.keep_reference()
         if checkpointing:
             for net in (generator.unet, generator.controlnet, generator.vae):
@@ -103,7 +108,9 @@ class RFFT(Tuner):
         self.log_dict({f"train/reward_{name}": part for name, part in parts.items()}, batch_size=len(x))
         self.log("train/regularizer", penalty, batch_size=len(x))
         if self.regularizer.beta and self.gradients_every and self.trainer.global_step % self.gradients_every == 0:
-            self.log_dict(self.gradients(reward, self.regularizer.beta * penalty), batch_size=len(x))
+            pull = gradient_agreement(reward, self.regularizer.beta * penalty, list(self.part.weights().values()))
+            names = ("grad/reward", "grad/regularizer", "grad/cosine")
+            self.log_dict(dict(zip(names, pull, strict=True)), batch_size=len(x))
         return reward + self.regularizer.beta * penalty
 
     def look(self, x: Tensor, window: Window, conditions: Conditions, batch: Batch) -> tuple[Score, Tensor]:
@@ -122,21 +129,10 @@ class RFFT(Tuner):
                 eps = self.net.guide(text, uncond if self.guidance_gradient == "both" else uncond.detach())
             clean = self.net.estimate(x, eps, i)
             x = self.net.step(x, eps, i, conditions)
-        picture = self.net.picture(clean, conditions)
         seen: dict[str, Any] = {field: batch[field] for field in self.reward.fields}
-        return self.reward(picture, seen), penalty / (window.stop - window.start)
-
-    def gradients(self, reward: Tensor, penalty: Tensor) -> dict[str, Tensor]:
-        """Norms of the gradients of both terms in the trained weights, and the cosine between them."""
-        weights = list(self.part.weights().values())
-        flat = [
-            torch.cat(
-                [g.flatten() for g in torch.autograd.grad(term, weights, retain_graph=True, materialize_grads=True)]
-            )
-            for term in (reward, penalty)
-        ]
-        cosine = torch.nn.functional.cosine_similarity(flat[0], flat[1], dim=0)
-        return {"grad/reward": flat[0].norm(), "grad/regularizer": flat[1].norm(), "grad/cosine": cosine}
+        return self.reward(*self.views(self.net.picture(clean, conditions), seen)), penalty / (
+            window.stop - window.start
+        )
 
     def losses(self, score: Score, penalty: Tensor) -> tuple[Tensor, Tensor]:
         """F_AC, or its shaped form, and the mean penalty."""
@@ -148,25 +144,31 @@ class RFFT(Tuner):
 
     def test_step(self, batch: Batch) -> None:
         """The tuned generator and, under names with `before_`, the one that it was."""
-        after = self._measure("test", batch)
+        self._measure("test", batch)
         with self.part.reference():
-            before = self._measure("test/before_", batch)
-        if len(self.captions) < SHOWN:
-            self.captions += batch["prompt"]
-            for name, pictures in (("before", before), ("after", after)):
-                self.sheet.setdefault(name, []).append(pictures[0].cpu())
+            self._measure("test/before_", batch)
 
-    def _measure(self, split: str, batch: Batch) -> Tensor:
-        """Logs the panel's measures; gives the pictures (tries, batch, 3, height, width)."""
+    def _measure(self, split: str, batch: Batch) -> None:
+        """Logs the panel's measures of pictures whose noise is the same every time, and remembers the first ones."""
         measures, pictures = self.panel(self.net, batch, self.reward)
         prefix = split if split.endswith("_") else f"{split}/"
         self.log_dict(
             {f"{prefix}{name}": value.nanmean() for name, value in measures.items()},
             batch_size=len(batch["key"]), on_step=False, on_epoch=True, sync_dist=True,
         )  # fmt: skip
-        return pictures
+        shown = self.shown.setdefault(split, [])
+        shown += list(zip(pictures[0].cpu(), batch["prompt"], strict=True))[: SHOWN - len(shown)]
+
+    def on_validation_epoch_end(self) -> None:
+        """Draws `pictures/step-N.png`: the same products, prompts and noise as ever."""
+        pictures, prompts = zip(*self.shown.pop("val"), strict=True)
+        step, folder = self.trainer.global_step, Path(self.trainer.default_root_dir) / "pictures"
+        if self.trainer.is_global_zero:
+            draw_pictures(folder / f"step-{step:06}.png", torch.stack(pictures), prompts)
+        if isinstance(self.logger, TensorBoardLogger):
+            self.logger.experiment.add_images("val/pictures", torch.stack(pictures), step)
 
     def report(self, data: Any, folder: Path) -> list[Path]:
         """Draws `before_after.png`: the same products, prompts and noise, not chosen."""
-        before, after = (torch.cat(self.sheet[name])[:SHOWN] for name in ("before", "after"))
-        return [draw_pairs(folder / "before_after.png", before, after, self.captions[:SHOWN])]
+        before, after = (torch.stack([picture for picture, _ in self.shown[s]]) for s in ("test/before_", "test"))
+        return [draw_pairs(folder / "before_after.png", before, after, [prompt for _, prompt in self.shown["test"]])]

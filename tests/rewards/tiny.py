@@ -52,3 +52,9 @@ def rfnet(folder: Path, **changes: Any) -> dict[str, str]:
         "depth": checkpoint(folder / "depth", DEPTH),
         "saliency": checkpoint(folder / "saliency", SALIENCY),
     }
+
+
+def mix(folder: Path) -> dict[str, Any]:
+    first = rfnet(folder)
+    other = checkpoint(folder / "second", {**RFNET, "inputs": ["image", "title"]}, seed=1)
+    return {"rewards": {"first": first, "second": {**first, "checkpoint": other}}, "weights": None}

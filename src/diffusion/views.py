@@ -1,0 +1,61 @@
+"""What a reward is shown of a picture while it teaches: the picture itself, or random views of it.
+
+A small net is easy to fool by textures made against it; what fools it must survive a shift, a blur and some noise.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from src.data.batch import Batch
+
+
+class Views:
+    """`number` random views of each picture, drawn from torch's global generator; 0: the picture as it is.
+
+    A view is shifted by up to `shift` pixels across and down, with the product; blurred by a Gaussian of up to `blur`
+    pixels' deviation; and noise of up to `noise` deviation (pictures go from 0 to 1) is added.
+
+    Raises ValueError for a negative number.
+    """
+
+    def __init__(self, number: int = 0, shift: float = 4.0, blur: float = 0.8, noise: float = 0.03) -> None:
+        for name, value in (("number", number), ("shift", shift), ("blur", blur), ("noise", noise)):
+            if value < 0:
+                raise ValueError(f"views: {name}={value} must not be negative.")
+        self.number, self.shift, self.blur, self.noise = number, shift, blur, noise
+
+    def __call__(self, pictures: Tensor, fields: Batch) -> tuple[Tensor, Batch]:
+        """The views (number * batch, 3, h, w) of pictures (batch, 3, h, w) in [0, 1], and the fields that go along."""
+        if not self.number:
+            return pictures, fields
+        seen, moved = [], []
+        for _ in range(self.number):
+            shift = self.shift * (2 * torch.rand(len(pictures), 2) - 1)
+            blur, noise = (high * float(torch.rand(())) for high in (self.blur, self.noise))
+            view = shifted(pictures, shift, "border")
+            if blur > 0.1:
+                view = gaussian_blur(view, [5, 5], [blur, blur])
+            seen.append((view + noise * torch.randn(view.shape).to(view)).clamp(0, 1))
+            moved.append(
+                {name: shifted(value, shift, "zeros") if name == "product" else value for name, value in fields.items()}
+            )
+        joined = {
+            name: torch.cat(parts) if isinstance(parts[0], Tensor) else [row for part in parts for row in part]
+            for name, parts in ((name, [part[name] for part in moved]) for name in fields)
+        }
+        return torch.cat(seen), joined
+
+
+def shifted(pictures: Tensor, shift: Tensor, beyond: str) -> Tensor:
+    """Pictures (batch, channels, h, w), each moved right and down by its `shift` (batch, 2) in pixels, bilinear.
+
+    `beyond`: what comes in from outside, "zeros" or the "border".
+    """
+    height, width = pictures.shape[-2:]
+    scale = torch.tensor([2 / width, 2 / height])
+    affine = torch.eye(2, 3).repeat(len(pictures), 1, 1)
+    affine[:, :, 2] = -shift * scale
+    grid = F.affine_grid(affine.to(pictures), list(pictures.shape), align_corners=False)
+    return F.grid_sample(pictures, grid, padding_mode=beyond, align_corners=False)

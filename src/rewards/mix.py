@@ -1,0 +1,35 @@
+"""Several rewards as one: their weighted sum, or their mean, against the blind spots of any one of them."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from src.data.batch import Batch
+from src.rewards.base import Reward, Score
+
+
+class Mix(Reward):
+    """sum_i w_i value_i. Parts: name/value and name/part of each. Values must be commensurable, or the weights make so.
+
+    `rewards`: by name. `weights`: by name, 1/number each if left out. Raises ValueError naming a weight without reward
+    or a reward without weight.
+    """
+
+    def __init__(self, rewards: Mapping[str, Reward], weights: Mapping[str, float] | None = None) -> None:
+        super().__init__()
+        if not rewards:
+            raise ValueError("rewards: a mix needs at least one.")
+        if weights is not None and (odd := sorted(rewards.keys() ^ weights.keys())):
+            raise ValueError(f"weights and rewards differ: {', '.join(odd)}.")
+        self.rewards = nn.ModuleDict(rewards)
+        self.weights = dict(weights) if weights is not None else dict.fromkeys(rewards, 1 / len(rewards))
+        self.fields = frozenset().union(*(reward.fields for reward in rewards.values()))
+        self.freeze()
+
+    def score(self, images: Tensor, batch: Batch) -> Score:
+        scores = {name: reward(images, batch) for name, reward in self.rewards.items()}
+        value = sum((self.weights[name] * score.value for name, score in scores.items()), images.new_zeros(len(images)))
+        parts = {f"{name}/value": score.value for name, score in scores.items()}
+        for name, score in scores.items():
+            parts |= {f"{name}/{part}": values for part, values in score.parts.items()}
+        return Score(value, parts)

@@ -1,0 +1,63 @@
+"""Views of a picture: what moves, what is repeated, and that gradients pass."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src.diffusion.views import Views, shifted
+
+
+def fields(rows: int) -> dict:
+    return {"product": torch.rand(rows, 4, 12, 10), "title": [f"chair {i}" for i in range(rows)]}
+
+
+def test_no_views_is_the_picture_itself():
+    pictures, batch = torch.rand(2, 3, 12, 10), fields(2)
+    seen, moved = Views(0)(pictures, batch)
+    assert seen is pictures
+    assert moved is batch
+
+
+@settings(max_examples=20, deadline=None)
+@given(across=st.integers(-3, 3), down=st.integers(-3, 3))
+def test_a_shift_by_whole_pixels_is_a_roll_inside(across: int, down: int):
+    picture = torch.rand(1, 3, 12, 10)
+    moved = shifted(picture, torch.tensor([[float(across), float(down)]]), "zeros")
+    rolled = picture.roll((down, across), (2, 3))
+    torch.testing.assert_close(moved[..., 3:-3, 3:-3], rolled[..., 3:-3, 3:-3], atol=1e-5, rtol=1e-5)
+    if across > 0:
+        assert moved[..., :across].abs().max() == 0
+
+
+def test_views_move_picture_and_product_alike_and_keep_the_words_in_order():
+    product = fields(3)["product"]
+    batch = {"product": product, "title": ["a", "b", "c"]}
+    seen, moved = Views(2, shift=3, blur=0, noise=0)(product[:, :3], batch)
+    assert seen.shape == (6, 3, 12, 10)
+    assert moved["title"] == ["a", "b", "c"] * 2
+    torch.testing.assert_close(seen[..., 4:-4, 4:-4], moved["product"][:, :3, 4:-4, 4:-4])
+    assert not torch.allclose(seen[:3], seen[3:])
+    assert not torch.allclose(seen[0, :, 4:-4, 4:-4], product[0, :3, 4:-4, 4:-4])
+
+
+def test_noise_and_blur_are_as_strong_as_said():
+    flat = torch.full((1, 3, 64, 64), 0.5)
+    spread = torch.stack([Views(1, shift=0, blur=0, noise=0.1)(flat, {})[0].std() for _ in range(50)])
+    assert 0.08 < spread.max() < 0.102
+    noisy = torch.rand(1, 3, 64, 64)
+    softer = torch.stack([Views(1, shift=0, blur=1.0, noise=0)(noisy, {})[0].std() for _ in range(20)])
+    assert softer.min() < 0.5 * noisy.std() < softer.max()
+
+
+def test_gradients_reach_the_picture_through_every_view():
+    pictures = torch.rand(2, 3, 12, 10, requires_grad=True)
+    seen, _ = Views(3)(pictures, fields(2))
+    seen.sum().backward()
+    assert pictures.grad is not None
+    assert (pictures.grad.abs() > 0).float().mean() > 0.9
+
+
+def test_refuses_by_name():
+    with pytest.raises(ValueError, match=r"views: shift=-1 must not be negative"):
+        Views(1, shift=-1)
