@@ -19,14 +19,20 @@ from src.fit import set_up
 
 
 def evaluate(
-    system: L.LightningModule, data: AdData, split: str, trainer: L.Trainer, perceived: bool = False
+    system: L.LightningModule,
+    data: AdData,
+    split: str,
+    trainer: L.Trainer,
+    perceived: bool = False,
+    repainted: bool = False,
 ) -> dict[str, float]:
     """Every metric of the system's test step over all records of the split, named `<split>/<metric>`.
 
-    `perceived`: with the maps that perception nets make, also where the data have their own. On several devices
-    each goes through the whole split, so that no record counts twice.
+    `perceived`: with the maps that perception nets make, also where the data have their own; `repainted`: with the
+    pictures as the data module's `repaint` makes them. On several devices each goes through the whole split, so that
+    no record counts twice.
     """
-    batches = data.batches(split, trainer.strategy.root_device, perceived=perceived)
+    batches = data.batches(split, trainer.strategy.root_device, perceived=perceived, repainted=repainted)
     (metrics,) = trainer.test(system, dataloaders=batches, verbose=False)
     return {name.replace("test/", f"{split}/", 1): value for name, value in metrics.items()}
 
@@ -46,7 +52,7 @@ def main() -> int:
         data.require(system)
         records = len(data.split(config.split))
         trainer = L.Trainer(**build(config.trainer), logger=False, enable_checkpointing=False)
-        metrics = evaluate(system, data, config.split, trainer, config.perceived)
+        metrics = evaluate(system, data, config.split, trainer, config.perceived, config.repainted)
     except (ValueError, OSError, MisconfigurationException) as error:
         sys.stderr.write(f"evaluate: {error}\n")
         return 2

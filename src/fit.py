@@ -5,9 +5,10 @@
     checkpoint/      the checkpoint folder      pictures/    the system's `report`, if it has one
 
 What a system may offer besides Lightning's hooks: `monitor = ("val/macro_f1", "max")`; `card`, texts for the model
-card (keys: `src.checkpoint.ABOUT`); `calibrate(batches)`, called with the validation batches after training, with the
-maps that perception nets make if training met such ones; `report(data, folder) -> list[Path]`, which draws pictures.
-Test metrics are named test/..., with such maps test_perceived/... A source may have `about`: what its records are,
+card (keys: `src.checkpoint.ABOUT`); `calibrate(batches)`, called with the validation batches after training, made like
+the farthest of `AdData.kinds` if training met such ones; `report(data, folder) -> list[Path]`, which draws pictures.
+Test metrics are named test/..., with maps of perception nets test_perceived/..., in a generator's hand too
+test_repainted/... A source may have `about`: what its records are,
 whether synthetic; and `licence`: that of what is trained on it.
 Exit code 1: the data or the run are at fault; 2: the configuration is.
 """
@@ -108,13 +109,13 @@ def fit(system: Any, data: AdData, config: dict[str, Any]) -> dict[str, float]:
         checkpoint.round_weights(system.net, dtype)
         if hasattr(system, "calibrate"):
             system.to(device).eval()
-            system.calibrate(data.batches("val", device, perceived=data.mixes))
+            use = list(data.kinds.values())[-1:] or [{}]
+            system.calibrate(data.batches("val", device, **use[0]))
             checkpoint.round_weights(system.net, dtype)
         measured = {} if tests else dict(trainer.callback_metrics)
-        if tests and data.mixes:
-            batches = data.batches("test", device, perceived=True)
-            (with_maps,) = trainer.test(system, batches, verbose=False)
-            measured |= {name.replace("test/", "test_perceived/", 1): value for name, value in with_maps.items()}
+        for kind, how in data.kinds.items() if tests else ():
+            (found,) = trainer.test(system, data.batches("test", device, **how), verbose=False)
+            measured |= {name.replace("test/", f"test_{kind}/", 1): value for name, value in found.items()}
         if tests:
             measured = {**trainer.test(system, datamodule=data, verbose=False)[0], **measured}
 

@@ -138,6 +138,9 @@ class AdData(L.LightningDataModule):
         perception: checkpoint folder per missing field, e.g. {"depth": "checkpoints/depth"}.
         perceived: share in [0, 1] of the training rows whose maps those nets make although the source has them: a
             system that is to judge pictures without maps of their own should have met both kinds.
+        repaint: gives the pictures of a batch another look that leaves all other fields true, see
+            `src.diffusion.repaint`; a system that is to judge a generator's pictures should have met its hand.
+        repainted: share in [0, 1] of the training rows that it changes, before any map is made.
 
     A system says what it needs: `fields`; `targets`, those of them that it learns, which must be the source's own, or
     it would be measured against another net; and `classes`, if its labels have names.
@@ -153,6 +156,8 @@ class AdData(L.LightningDataModule):
         seed: int = 0,
         perception: Mapping[str, str] | None = None,
         perceived: float = 0.0,
+        repaint: torch.nn.Module | None = None,
+        repainted: float = 0.0,
     ):
         super().__init__()
         if batch_size < 1 or num_workers < 0:
@@ -160,10 +165,18 @@ class AdData(L.LightningDataModule):
         for field in perception or {}:
             if field not in PERCEIVED:
                 raise ValueError(f"perception: no net makes the field {field!r}; choose from {', '.join(PERCEIVED)}.")
-        if not 0 <= perceived <= 1:
-            raise ValueError(f"perceived={perceived} must be in [0, 1].")
+        for name, share in (("perceived", perceived), ("repainted", repainted)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}={share} must be in [0, 1].")
+        if repainted and repaint is None:
+            raise ValueError(f"repainted={repainted}, but there is no repaint.")
+        if repaint is not None and (missing := sorted(cast(Any, repaint).fields - source.fields)):
+            raise ValueError(
+                f"repaint needs {', '.join(missing)}, which {type(source).__name__} lacks or was not to load."
+            )
         self.source = source
-        self.batch_size, self.num_workers, self.seed, self.perceived = batch_size, num_workers, seed, perceived
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.perceived, self.repaint, self.repainted = perceived, repaint, repainted
         self.perception = {f: place for f, place in (perception or {}).items() if perceived or f not in source.fields}
         self._splits: dict[str, Rows] = {}
         self._nets: dict[str, torch.nn.Module] = {}
@@ -180,10 +193,15 @@ class AdData(L.LightningDataModule):
         return tuple(self.source.classes)
 
     @property
-    def mixes(self) -> bool:
-        """Whether the system that was required trains on maps of both kinds, the source's and the nets'."""
+    def kinds(self) -> dict[str, dict[str, bool]]:
+        """What the required system trains on besides the source's own rows, by name, as arguments of `batches`.
+
+        The last is the farthest from the source's own and the nearest to what a reward is shown.
+        """
         wanted = self.perception.keys() if self._wanted is None else self._wanted & self.perception.keys()
-        return bool(self.perceived and wanted)
+        perceived = bool(self.perceived and wanted)
+        found = {"perceived": {"perceived": True}} if perceived else {}
+        return found | ({"repainted": {"perceived": perceived, "repainted": True}} if self.repainted else {})
 
     def split(self, name: str) -> Rows:
         """The records of "train", "val" or "test"."""
@@ -249,42 +267,57 @@ class AdData(L.LightningDataModule):
         return self._evaluation("test", *self._place())
 
     def batches(
-        self, name: str, device: torch.device | str = "cpu", first: int = 0, perceived: bool = False
+        self,
+        name: str,
+        device: torch.device | str = "cpu",
+        first: int = 0,
+        perceived: bool = False,
+        repainted: bool = False,
     ) -> "Batches":
         """A split in order from row `first` on, in this process alone, as batches ready for a system on `device`.
 
-        `perceived`: all maps are the nets', also where the source has its own. Raises ValueError if there is no net.
+        `perceived`: all maps are the nets', also where the source has its own. `repainted`: all pictures are. Raises
+        ValueError if there is no net to do it.
         """
         self.perceive()
         if perceived and not self._nets:
             raise ValueError(
                 "perceived: no perception net is there to make maps; set data.perception, and data.perceived above 0."
             )
+        if repainted and self.repaint is None:
+            raise ValueError("repainted: nothing is there to repaint pictures, as data=repainted has it.")
         rows: Any = Subset(cast(Any, self.split(name)), range(first, len(self.split(name))))
         loader = self._loader(rows, EvaluationBatches(len(rows), self.batch_size))
-        return Batches(self, loader, torch.device(device), perceived)
+        return Batches(self, loader, torch.device(device), perceived, repainted)
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int = 0, perceived: bool = False) -> Batch:
-        batch, size = to_float(batch), len(batch["key"])
-        image, rows = batch["image"] if self._nets else None, torch.arange(size) if perceived else self._perceived(size)
-        for field, net in self._nets.items():
-            assert image is not None
-            with (
-                torch.no_grad(),
-                nullcontext() if self.trainer is None else self.trainer.precision_plugin.forward_context(),
-            ):
+    def on_after_batch_transfer(
+        self, batch: Batch, dataloader_idx: int = 0, perceived: bool = False, repainted: bool = False
+    ) -> Batch:
+        batch = to_float(batch)
+        size, precision = len(batch["key"]), None if self.trainer is None else self.trainer.precision_plugin
+        with torch.no_grad(), nullcontext() if precision is None else precision.forward_context():
+            rows = self._chosen(size, self.repainted, 2, repainted)
+            if self.repaint is not None and len(rows):
+                some = {f: v[rows] if isinstance(v, torch.Tensor) else [v[i] for i in rows] for f, v in batch.items()}
+                painted = self.repaint.to(batch["image"].device)(some, seed=self._trained() + self.seed * (1 << 32))
+                batch["image"][rows] = painted.to(batch["image"])
+            rows = self._chosen(size, self.perceived, 1, perceived)
+            for field, net in self._nets.items():
+                image = batch["image"]
                 if field not in self.source.fields:
                     batch[field] = net.to(image.device)(image)
                 elif len(rows):
                     batch[field][rows] = net.to(image.device)(image[rows]).to(batch[field])
         return batch
 
-    def _perceived(self, size: int) -> torch.Tensor:
-        """The rows of this training batch whose maps the nets make; a function of (seed, batch, rank)."""
-        if not self.perceived or self.trainer is None or not self.trainer.training:
+    def _chosen(self, size: int, share: float, stream: int, whole: bool) -> torch.Tensor:
+        """All rows of a batch, or those of a training batch that fall to `share`: a function of (seed, batch, rank)."""
+        if whole:
+            return torch.arange(size)
+        if not share or self.trainer is None or not self.trainer.training:
             return torch.empty(0, dtype=torch.long)
-        rng = np.random.default_rng([self.seed, self._trained(), self.trainer.global_rank, 1])
-        return torch.from_numpy(np.flatnonzero(rng.random(size) < self.perceived))
+        rng = np.random.default_rng([self.seed, self._trained(), self.trainer.global_rank, stream])
+        return torch.from_numpy(np.flatnonzero(rng.random(size) < share))
 
     def _place(self) -> tuple[int, int]:
         """The number of processes and the rank of this one."""
@@ -315,8 +348,9 @@ class AdData(L.LightningDataModule):
 class Batches:
     """The batches of a loader as a trainer would hand them over: on the device, pictures in float, maps filled in."""
 
-    def __init__(self, data: AdData, loader: DataLoader, device: torch.device, perceived: bool):
-        self.data, self.loader, self.device, self.perceived = data, loader, device, perceived
+    def __init__(self, data: AdData, loader: DataLoader, device: torch.device, perceived: bool, repainted: bool):
+        self.data, self.loader, self.device = data, loader, device
+        self.perceived, self.repainted = perceived, repainted
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -324,4 +358,4 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.loader:
             moved = self.data.transfer_batch_to_device(batch, self.device, 0)
-            yield self.data.on_after_batch_transfer(moved, perceived=self.perceived)
+            yield self.data.on_after_batch_transfer(moved, perceived=self.perceived, repainted=self.repainted)

@@ -3,9 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, inject_adapter_in_model
+import torch
+from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -76,6 +79,15 @@ class Part(nn.Module):
                     above, _, own = name.rpartition(".")
                     setattr(module.get_submodule(above), own, layer.get_base_layer())
         return plain.requires_grad_(False)
+
+    def save_adapters(self, folder: str | Path, dtype: torch.dtype) -> None:
+        """Writes the UNet's adapters alone, for `load_lora_weights` of diffusers' pipelines."""
+        if self.name != "unet_lora":
+            raise ValueError(f"part={self.name}: diffusers' pipelines take adapters of the UNet only.")
+        weights = get_peft_model_state_dict(self.generator.unet)
+        StableDiffusionLoraLoaderMixin.save_lora_weights(
+            folder, unet_lora_layers={name: weight.detach().to(dtype) for name, weight in weights.items()}
+        )
 
     def _set(self, modules: list[Any]) -> None:
         for name, module in zip(self.names, modules, strict=True):

@@ -1,7 +1,10 @@
 """What is trained, what is not, and the way back to the generator as it was."""
 
+from typing import Any
+
 import pytest
 import torch
+from diffusers.pipelines.controlnet.pipeline_controlnet_inpaint import StableDiffusionControlNetInpaintPipeline
 
 from src.diffusion.part import PARTS, Part
 from tests.diffusion import tiny
@@ -64,3 +67,21 @@ def test_merged_adapters_paint_the_same_and_leave_plain_nets(name, tmp_path):
 def test_an_unknown_part_is_refused_with_the_choices():
     with pytest.raises(ValueError, match=r"part=vae: choose one of unet, controlnet, .*, all\."):
         Part(tiny.generator(), "vae")
+
+
+def test_diffusers_opens_the_adapters_of_the_unet(tmp_path):
+    tiny.generator().save(tmp_path / "plain")
+    part = Part(tiny.generator(), "unet_lora", rank=2)
+    with torch.no_grad():
+        for weight in part.weights().values():
+            weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    part.save_adapters(tmp_path / "adapters", torch.float32)
+    pipeline: Any = StableDiffusionControlNetInpaintPipeline.from_pretrained(tmp_path / "plain")
+    pipeline.load_lora_weights(tmp_path / "adapters")
+    x, t, words = torch.randn(1, 4, 16, 16), torch.tensor(300), torch.randn(1, 24, 16)
+    with torch.no_grad():
+        wanted = part.merged().unet(x, t, words).sample
+        torch.testing.assert_close(pipeline.unet(x, t, words).sample, wanted, atol=1e-5, rtol=1e-5)
+        assert (tiny.generator().unet(x, t, words).sample - wanted).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="part=controlnet_lora: diffusers' pipelines take adapters of the UNet only"):
+        Part(tiny.generator(), "controlnet_lora", rank=2).save_adapters(tmp_path, torch.float32)

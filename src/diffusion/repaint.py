@@ -1,0 +1,35 @@
+"""Pictures as a generator paints them: the domain in which a reward that tunes it has to be at home."""
+
+import torch
+from torch import Tensor, nn
+
+from src.data.batch import Batch
+from src.diffusion.generator import Generator, keyed
+
+
+class Repaint(nn.Module):
+    """Pictures (batch, 3, height, width) in [0, 1] that a generator has noised a little and estimated again.
+
+    Through the VAE, to the noise of one of the `last` denoising steps, back by the guided estimate x0-hat, and decoded,
+    with the product pasted: what RFFT shows to a reward, made of a picture whose label is known. What is to be seen in
+    it stays; texture is the generator's. The noise is a function of (seed, key); a batch goes through one step, a
+    function of the seed and its first key.
+
+    Raises ValueError if `last` is not in 1 to the generator's number of steps.
+    """
+
+    fields = frozenset({"image", "product", "prompt"})
+
+    def __init__(self, generator: Generator, last: int = 10) -> None:
+        super().__init__()
+        if not 1 <= last <= generator.num_steps:
+            raise ValueError(f"last={last} must be in 1 to {generator.num_steps}, the generator's steps.")
+        self.generator, self.last = generator.requires_grad_(False).eval(), last
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, seed: int = 0) -> Tensor:
+        painter = self.generator
+        i = painter.num_steps - 1 - int(torch.randint(self.last, (), generator=keyed(seed, batch["key"][0])))
+        conditions, a = painter.encode(batch, seed), painter.alpha_bars[i]
+        x = a**0.5 * painter.latents(batch["image"]) + (1 - a) ** 0.5 * conditions.noise
+        return painter.picture(painter.estimate(x, painter.guide(*painter.noise(x, i, conditions)), i), conditions)

@@ -1,0 +1,98 @@
+"""Pictures in a generator's hand: what stays, what they depend on, and where the data module puts them."""
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+
+from src.data.module import AdData
+from src.diffusion.repaint import Repaint
+from tests.diffusion import tiny
+
+
+def ads(count: int = 3) -> dict:
+    return tiny.ads(count) | {"image": torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(2))}
+
+
+def test_it_is_the_estimate_from_the_noised_latents_with_the_product_in_place():
+    painter, batch = tiny.generator(guidance_scale=2.0), ads()
+    made = Repaint(painter, last=1)(batch, seed=5)  # last=1: the last step alone
+    c, i = painter.encode(batch, 5), painter.num_steps - 1
+    a = painter.alpha_bars[i]
+    coded = painter.vae.encode(2 * batch["image"] - 1).latent_dist.mode() * painter.vae.config["scaling_factor"]
+    x = a**0.5 * coded + (1 - a) ** 0.5 * c.noise
+    text, uncond = painter.noise(x, i, c)
+    clean = (x - (1 - a) ** 0.5 * (uncond + 2.0 * (text - uncond))) / a**0.5
+    torch.testing.assert_close(made, painter.picture(clean, c))
+    inside = batch["product"][:, 3:].expand(-1, 3, -1, -1) == 1
+    torch.testing.assert_close(made[inside], batch["product"][:, :3][inside])
+    assert not made.requires_grad
+
+
+def test_it_depends_on_seed_and_key():
+    repaint, batch = Repaint(tiny.generator(), last=3), ads()
+    assert torch.equal(repaint(batch, 1), repaint(batch, 1))
+    assert not torch.allclose(repaint(batch, 1), repaint(batch, 2))
+    with pytest.raises(ValueError, match="last=7 must be in 1 to 6"):
+        Repaint(tiny.generator(), last=7)
+
+
+class Ads:
+    """A source of the fields that a repainter needs."""
+
+    classes = ("a", "b")
+
+    def __init__(self, fields: set[str] | None = None):
+        self.fields = frozenset(fields or {"key", "image", "product", "prompt", "label"})
+
+    def split(self, name: str) -> list[dict]:
+        rng, batch = np.random.default_rng(0), tiny.ads(8)
+        products = (batch["product"] * 255).byte().numpy()
+        images = rng.integers(0, 256, (8, 3, 64, 64), dtype=np.uint8)
+        whole = {"image": images, "product": products, "prompt": batch["prompt"], "key": batch["key"]}
+        return [{**{f: v[i] for f, v in whole.items() if f in self.fields}, "label": i % 2} for i in range(8)]
+
+
+class Watcher(L.LightningModule):
+    fields = frozenset({"image", "label"})
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.seen = torch.nn.Linear(1, 1), {"train": {}, "val": {}}
+
+    def training_step(self, batch):
+        self.seen["train"] |= dict(zip(batch["key"], batch["image"], strict=True))
+        return self.net(torch.ones(1, 1)).sum()
+
+    def validation_step(self, batch):
+        self.seen["val"] |= dict(zip(batch["key"], batch["image"], strict=True))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def test_a_share_of_training_rows_is_repainted_and_no_validation_row(tmp_path):
+    source, runs = Ads(), []
+    own = {row["key"]: torch.from_numpy(row["image"]) / 255 for row in source.split("train")}
+    for _ in range(2):
+        data, watcher = AdData(source, 4, 0, repaint=Repaint(tiny.generator(), 2), repainted=0.5), Watcher()
+        L.Trainer(
+            accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, default_root_dir=tmp_path,
+        ).fit(watcher, data)  # fmt: skip
+        runs.append({key: torch.equal(image, own[key]) for key, image in watcher.seen["train"].items()})
+        assert all(torch.equal(image, own[key]) for key, image in watcher.seen["val"].items())
+    assert runs[0] == runs[1]
+    assert 0 < sum(runs[0].values()) < 8
+    assert data.kinds == {"repainted": {"perceived": False, "repainted": True}}
+    batch = next(iter(data.batches("test", repainted=True)))
+    assert not any(torch.equal(image, own[key]) for key, image in zip(batch["key"], batch["image"], strict=True))
+
+
+def test_refuses_by_name():
+    with pytest.raises(ValueError, match=r"repainted=0\.5, but there is no repaint"):
+        AdData(Ads(), repainted=0.5)
+    with pytest.raises(ValueError, match="repaint needs product, prompt, which Ads lacks"):
+        AdData(Ads({"key", "image", "label"}), repaint=Repaint(tiny.generator(), 2))
+    with pytest.raises(ValueError, match="nothing is there to repaint"):
+        AdData(Ads()).batches("test", repainted=True)
