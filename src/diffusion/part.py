@@ -10,7 +10,7 @@ import torch
 from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
 from src.diffusion.generator import Generator
 
@@ -40,6 +40,8 @@ class Part(nn.Module):
                 inject_adapter_in_model(config, module)
             else:
                 module.requires_grad_(True)
+        self.wide: dict[str, Tensor] = {}  # of `halve`: frozen weights as they were
+        self.copies: list[Any] = []  # and what is trained in bfloat16
 
     def modules_trained(self) -> list[Any]:
         return [getattr(self.generator, name) for name in self.names]
@@ -68,6 +70,35 @@ class Part(nn.Module):
                 self._adapters(True)
             else:
                 self._set(now)
+
+    def halve(self) -> None:
+        """Holds the frozen weights in bfloat16 until `widen`; autocast would cast float32 ones anew at every call."""
+        for name, weight in self.generator.named_parameters():
+            if not weight.requires_grad and weight.dtype == torch.float32:
+                self.wide[name] = weight.data.cpu()
+                weight.data = weight.data.bfloat16()
+        self.copies = [] if self.lora else [deepcopy(module).bfloat16() for module in self.modules_trained()]
+
+    def widen(self) -> None:
+        """Undoes `halve`, to the bit."""
+        weights = dict(self.generator.named_parameters())
+        for name, wide in self.wide.items():
+            weights[name].data = wide.to(weights[name].device)
+        self.wide, self.copies = {}, []
+
+    @contextmanager
+    def quick(self) -> Iterator[None]:
+        """For calls without gradient: after `halve`, what is trained is within it a copy in bfloat16, as of now."""
+        now = self.modules_trained()
+        for copy, module in zip(self.copies, now, strict=False):
+            for old, new in zip(copy.parameters(), module.parameters(), strict=True):
+                old.data.copy_(new.data)
+        if self.copies:
+            self._set(self.copies)
+        try:
+            yield
+        finally:
+            self._set(now)
 
     def merged(self) -> Generator:
         """A copy of the generator, frozen, its adapters added to the weights beside them: plain nets again."""

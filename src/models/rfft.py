@@ -92,26 +92,31 @@ class RFFT(Tuner):
                 net.enable_gradient_checkpointing()
 
     def training_step(self, batch: Batch) -> Tensor:
-        conditions = self.net.encode(batch, seed=batches_trained(self.trainer))
-        x, at, looks = conditions.noise, 0, []
-        for window in self.steps(self.net.num_steps):
-            with torch.no_grad():
-                x = self.net.rollout(conditions, window.start, at, x)
-            at = window.start
-            looks.append(self.look(x, window, conditions, batch))
+        looks, size = self.looks(batch, batches_trained(self.trainer)), len(batch["key"])
         reward, penalty = (
             torch.stack(part).mean() for part in zip(*[self.losses(*pair) for pair in looks], strict=True)
         )
         values = torch.cat([score.value for score, _ in looks])
         parts = {name: torch.cat([score.parts[name] for score, _ in looks]).mean() for name in looks[0][0].parts}
-        self.log("train/reward", values.mean(), prog_bar=True, batch_size=len(x))
-        self.log_dict({f"train/reward_{name}": part for name, part in parts.items()}, batch_size=len(x))
-        self.log("train/regularizer", penalty, batch_size=len(x))
+        self.log("train/reward", values.mean(), prog_bar=True, batch_size=size)
+        self.log_dict({f"train/reward_{name}": part for name, part in parts.items()}, batch_size=size)
+        self.log("train/regularizer", penalty, batch_size=size)
         if self.regularizer.beta and self.gradients_every and self.trainer.global_step % self.gradients_every == 0:
             pull = gradient_agreement(reward, self.regularizer.beta * penalty, list(self.part.weights().values()))
             names = ("grad/reward", "grad/regularizer", "grad/cosine")
-            self.log_dict(dict(zip(names, pull, strict=True)), batch_size=len(x))
+            self.log_dict(dict(zip(names, pull, strict=True)), batch_size=size)
         return reward + self.regularizer.beta * penalty
+
+    def looks(self, batch: Batch, seed: int) -> list[tuple[Score, Tensor]]:
+        """The reward and the penalty, (batch,), in every window of one rollout from noise of (seed, key)."""
+        conditions = self.net.encode(batch, seed)
+        x, at, found = conditions.noise, 0, []
+        for window in self.steps(self.net.num_steps):
+            with torch.no_grad(), self.part.quick():
+                x = self.net.rollout(conditions, window.start, at, x)
+            at = window.start
+            found.append(self.look(x, window, conditions, batch))
+        return found
 
     def look(self, x: Tensor, window: Window, conditions: Conditions, batch: Batch) -> tuple[Score, Tensor]:
         """The reward of the picture that a window of steps from latents x estimates, and the penalty, (batch,)."""
@@ -150,7 +155,8 @@ class RFFT(Tuner):
 
     def _measure(self, split: str, batch: Batch) -> None:
         """Logs the panel's measures of pictures whose noise is the same every time, and remembers the first ones."""
-        measures, pictures = self.panel(self.net, batch, self.reward)
+        with self.part.quick():
+            measures, pictures = self.panel(self.net, batch, self.reward)
         prefix = split if split.endswith("_") else f"{split}/"
         self.log_dict(
             {f"{prefix}{name}": value.nanmean() for name, value in measures.items()},

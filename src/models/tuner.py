@@ -68,9 +68,21 @@ class Tuner(L.LightningModule):
     def on_validation_end(self) -> None:
         self._swap()
 
+    def on_fit_start(self) -> None:
+        if self.trainer.precision == "bf16-mixed":
+            self.part.halve()
+
     def on_fit_end(self) -> None:
         """From here on the weights are what is shipped: their average if there is one."""
         self._swap()
+        self.part.widen()
+
+    def on_test_start(self) -> None:
+        if self.trainer.precision == "bf16-mixed":
+            self.part.halve()
+
+    def on_test_end(self) -> None:
+        self.part.widen()
 
     def _swap(self) -> None:
         """Exchanges the trained weights and their average."""

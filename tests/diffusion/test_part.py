@@ -85,3 +85,34 @@ def test_diffusers_opens_the_adapters_of_the_unet(tmp_path):
         assert (tiny.generator().unet(x, t, words).sample - wanted).abs().max() > 1e-3
     with pytest.raises(ValueError, match="part=controlnet_lora: diffusers' pipelines take adapters of the UNet only"):
         Part(tiny.generator(), "controlnet_lora", rank=2).save_adapters(tmp_path, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["controlnet", "unet_lora"])
+def test_halved_weights_paint_nearly_the_same_and_come_back_to_the_bit(name):
+    part, batch = Part(tiny.generator(), name, rank=2), tiny.ads(1)
+    before, trained = weights(part), part.weights()
+
+    def painted() -> torch.Tensor:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=False), part.quick():
+            return part.generator.sample(part.generator.encode(batch))
+
+    whole = painted()
+    part.halve()
+    held = {key: weight.dtype for key, weight in part.generator.named_parameters()}
+    assert {held[key] for key in trained} == {torch.float32}
+    assert {dtype for key, dtype in held.items() if key not in trained} == {torch.bfloat16}
+    torch.testing.assert_close(painted(), whole, atol=0.05, rtol=0)
+    with torch.no_grad():
+        for weight in trained.values():
+            weight.add_(0.5)
+    assert (painted() - whole).abs().max() > 0.05, "a copy is as new as the weights"
+    with part.quick():
+        assert part.generator.controlnet.dtype == torch.bfloat16
+    assert all(a is b for a, b in zip(part.weights().values(), trained.values(), strict=True))
+    with torch.no_grad():
+        for weight in trained.values():
+            weight.sub_(0.5)
+    part.widen()
+    now = weights(part)
+    assert all(torch.equal(now[key], before[key]) for key in before if key not in trained)
+    assert {weight.dtype for weight in now.values()} == {torch.float32}

@@ -91,6 +91,7 @@ def test_every_trained_weight_gets_a_gradient_and_no_frozen_one_does(part, preci
         accelerator="cpu", precision=precision, max_steps=1, callbacks=[Watch()], logger=False, limit_val_batches=0,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     ).fit(system, data())  # fmt: skip
+    assert all(weight.dtype == torch.float32 for weight in system.net.parameters())
     dead = [name for name in seen if name not in frozen and (seen[name] is None or not float(seen[name].abs().max()))]  # type: ignore[union-attr]
     assert not dead
     assert len(seen) > len(frozen)

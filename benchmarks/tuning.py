@@ -1,0 +1,251 @@
+"""What a gradient sample of reward fine-tuning costs, beside peers' loops: `python -m benchmarks.tuning [WORD ...]`.
+
+One generator, one reward, the same products and late step for all; each way in a process of its own, one after the
+other. A gradient sample is one picture whose reward's gradient reaches the trained weights. Ways:
+
+    rfft         this project's step, without a regularizer, as the others have none
+    rfft_draws   the same with four late steps of one rollout
+    rfft_cc      the same with the CC regularizer, which asks the reference model too
+    refl         a plain reading of ReFL's loop with diffusers' calls: text and uncond in two forward passes; prompt,
+                 outline and product encoded at every step
+    refl_once    the same with those encoded once
+    alignprop    the gradient through the whole chain of steps, text and uncond in one forward pass
+
+Prints seconds and memory (the peak above what the loaded nets take) and writes `benchmarks/results/tuning.json`.
+Words: generator=checkpoints/showroom-generator, or sd15, the full size with random weights; size=null, px of pictures;
+checkpoint=checkpoints/rfnet part=controlnet batch=8 steps=40 repeats=3 threads=2 device=cpu precision=float32
+ways=rfft,rfft_draws,...
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from src.checkpoint import located
+from src.data.batch import Batch, collate, to_float
+from src.data.showroom.world import Showroom
+from src.diffusion.generator import Generator, load_generator
+from src.diffusion.regularizers import ConsistentCondition, NoRegularizer, Regularizer
+from src.diffusion.steps import LateRandom, Window
+from src.models.rfft import RFFT
+from src.rewards.base import Reward
+from src.rewards.rfnet import RFNetReward
+
+WAYS = ("rfft", "rfft_draws", "rfft_cc", "refl", "refl_once", "alignprop")
+WORDS = {
+    "generator": "checkpoints/showroom-generator", "size": "null", "checkpoint": "checkpoints/rfnet",
+    "part": "controlnet", "batch": "8", "steps": "40", "repeats": "3", "threads": "2", "device": "cpu",
+    "precision": "float32", "ways": ",".join(WAYS),
+}  # fmt: skip
+RESULTS = Path(__file__).parent / "results" / "tuning.json"
+DRAWS = 4
+
+
+def random_sd15(size: int, **settings: Any) -> Generator:
+    """A generator of the size of Stable Diffusion 1.5 with its canny ControlNet; random weights, `size` in px."""
+    tokenizer, make = CLIPTokenizer.from_pretrained(located("src/data/showroom/prompt")), AutoencoderKL
+    words = CLIPTextConfig(
+        vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+        eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id,
+    )  # fmt: skip
+    options: dict[str, Any] = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4}
+    blocks: Any = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(sample_size=size // 8, cross_attention_dim=768)  # its other defaults are SD 1.5's
+    ddim: Any = DDIMScheduler
+    scheduler = ddim(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1,
+    )  # fmt: skip
+    controlnet = ControlNetModel.from_unet(unet)
+    return Generator(
+        tokenizer, CLIPTextModel(words), make(**options, **blocks), unet, controlnet, scheduler, **settings
+    )
+
+
+def rfft(generator: Generator, reward: Reward, part: str, draws: int, regularizer: Regularizer) -> tuple[Any, Any]:
+    """The system, and its loss of a batch: at step 35 of 40, or at `draws` steps from 30 on."""
+    system = RFFT(generator, reward, regularizer, LateRandom(), part=part, gradients_every=0)
+    system.steps = lambda num_steps: late(num_steps, draws)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def loss(batch: Batch, seed: int) -> Tensor:
+        pairs = [system.losses(*look) for look in system.looks(batch, seed)]
+        return torch.stack([value + regularizer.beta * penalty for value, penalty in pairs]).mean()
+
+    return system, loss
+
+
+def late(num_steps: int, draws: int) -> list[Window]:
+    """Steps in the last quarter: its middle, or `draws` spread over it."""
+    first, length = num_steps - num_steps // 4, num_steps // 4
+    steps = [first + (2 * k + 1) * length // (2 * draws) for k in range(draws)]
+    return [Window(step, step + 1) for step in steps]
+
+
+class Plain:
+    """ReFL's and AlignProp's loops as one reads them, in the nets' own calls and the scheduler's."""
+
+    def __init__(self, generator: Generator, reward: Reward, part: str, once: bool, chain: bool) -> None:
+        self.g, self.reward, self.once, self.chain = generator, reward, once, chain
+        generator.requires_grad_(False)
+        getattr(generator, part).requires_grad_(True)
+
+    def predicted(self, x: Tensor, t: Tensor, text: Tensor, edges: Tensor) -> Tensor:
+        down, middle = self.g.controlnet(
+            x, t, encoder_hidden_states=text, controlnet_cond=edges, conditioning_scale=self.g.control_scale,
+            return_dict=False,
+        )  # fmt: skip
+        return self.g.unet(
+            x, t, encoder_hidden_states=text, down_block_additional_residuals=down,
+            mid_block_additional_residual=middle,
+        ).sample  # fmt: skip
+
+    def noise(self, x: Tensor, t: Tensor, c: Any) -> Tensor:
+        uncond, text = c.text.chunk(2)
+        if self.chain:
+            both = self.predicted(torch.cat([x, x]), t, c.text, torch.cat([c.edges] * 2))
+            without, told = both.chunk(2)
+        else:
+            told, without = self.predicted(x, t, text, c.edges), self.predicted(x, t, uncond, c.edges)
+        return without + self.g.guidance_scale * (told - without)
+
+    def loss(self, batch: Batch, seed: int) -> Tensor:
+        g, c = self.g, self.g.encode(batch, seed)
+        x, (window,) = c.noise, late(g.num_steps, 1)
+        last = g.num_steps - 1 if self.chain else window.start
+        clean = x
+        for i in range(last + 1):
+            if not self.once:
+                c = g.encode(batch, seed)
+            with torch.set_grad_enabled(self.chain or i == last):
+                t = torch.tensor(g.timesteps[i], device=x.device)
+                made = g.scheduler.step(self.noise(x, t, c), g.timesteps[i], x, return_dict=True)
+                x, clean = made.prev_sample, made.pred_original_sample
+                if i + 1 < g.num_steps:
+                    known = g.scheduler.add_noise(c.latents, c.noise, torch.tensor([g.timesteps[i + 1]]))
+                    x = c.background * x + (1 - c.background) * known
+        return -self.reward(g.picture(clean, c), {field: batch[field] for field in self.reward.fields}).value.mean()
+
+
+def made(way: str, generator: Generator, reward: Reward, part: str) -> tuple[Any, Callable[[Batch, int], Tensor], int]:
+    """A way's owner of trained weights, its loss, and its gradient samples per picture of the batch."""
+    if way.startswith("rfft"):
+        draws = DRAWS if way == "rfft_draws" else 1
+        regularizer = ConsistentCondition(1.0) if way == "rfft_cc" else NoRegularizer()
+        return *rfft(generator, reward, part, draws, regularizer), draws
+    plain = Plain(generator, reward, part, once=way != "refl", chain=way == "alignprop")
+    return generator, plain.loss, 1
+
+
+class Peak:
+    """Within it, the peak of memory above that at its beginning, in MiB: the device's, or the process's."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.mib = device, 0.0
+
+    def now(self) -> float:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    def watch(self) -> None:
+        while not self.done.wait(0.002):
+            self.mib = max(self.mib, self.now() - self.before)
+
+    def __enter__(self) -> "Peak":
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated() / 2**20
+        else:
+            self.before, self.done = self.now(), threading.Event()
+            self.thread = threading.Thread(target=self.watch)
+            self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.device.type == "cuda":
+            self.mib = torch.cuda.max_memory_allocated() / 2**20 - self.before
+        else:
+            self.done.set()
+            self.thread.join()
+
+
+def measure(way: str, words: dict[str, str]) -> dict[str, float]:
+    """Seconds per gradient sample, the median of the repeats, and memory in MiB, of one way; in this process."""
+    torch.set_num_threads(int(words["threads"]))
+    device, half = torch.device(words["device"]), words["precision"] == "bfloat16"
+    settings: dict[str, Any] = {"num_steps": int(words["steps"]), "guidance_scale": 3.0}
+    size = None if words["size"] == "null" else int(words["size"])
+    painter = (
+        random_sd15(size or 512, **settings)
+        if words["generator"] == "sd15"
+        else load_generator(words["generator"], **settings)
+    )
+    pixels, count = size or painter.size, int(words["batch"])
+    reward = RFNetReward(words["checkpoint"]).to(device)
+    rows = Showroom({"test": count}, size=pixels, holds=["prompt", "title", "product"]).split("test")
+    batch = to_float(collate([rows[i] for i in range(count)]))
+    batch = {field: v.to(device) if isinstance(v, Tensor) else v for field, v in batch.items()}
+    owner, loss, samples = made(way, painter.to(device), reward, words["part"])
+    owner.to(device)
+    weights = [weight for weight in owner.parameters() if weight.requires_grad]
+    seconds, peak = [], Peak(device)
+    for repeat in range(int(words["repeats"]) + 1):  # the first to warm up
+        for weight in weights:
+            weight.grad = None
+        start = time.perf_counter()
+        with peak, torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+            value = loss(batch, repeat)
+            value.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    assert all(weight.grad is not None for weight in weights)
+    return {"seconds": sorted(seconds[1:])[len(seconds[1:]) // 2] / (count * samples), "MiB": peak.mib}
+
+
+def main() -> None:
+    words = WORDS | dict(word.split("=", 1) for word in sys.argv[1:])
+    if foreign := words.keys() - WORDS.keys():
+        raise SystemExit(f"tuning: no word {', '.join(sorted(foreign))}; there are {', '.join(WORDS)}")
+    ways = words["ways"].split(",")
+    if foreign := set(ways) - set(WAYS):
+        raise SystemExit(f"tuning: no way {', '.join(sorted(foreign))}; there are {', '.join(WAYS)}")
+    if len(ways) == 1:
+        print(json.dumps(measure(ways[0], words)))
+        return
+    found = {}
+    for way in ways:
+        command = [sys.executable, "-m", "benchmarks.tuning", *(f"{k}={v}" for k, v in {**words, "ways": way}.items())]
+        answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        found[way] = json.loads(answer.splitlines()[-1])
+        told = found[way]["seconds"] / found[ways[0]]["seconds"], found[way]["MiB"] / found[ways[0]]["MiB"]
+        print(
+            f"{way:<12} {found[way]['seconds']:8.3f} s a gradient sample ({told[0]:.2f}) "
+            f"{found[way]['MiB']:9.0f} MiB ({told[1]:.2f})",
+            flush=True,
+        )
+    device = torch.cuda.get_device_name() if words["device"].startswith("cuda") else f"{os.cpu_count()} CPU cores"
+    about = {"machine": f"{device} ({platform.machine()}), torch {torch.__version__}", "words": words}
+    RESULTS.parent.mkdir(exist_ok=True)
+    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    name = f"{Path(words['generator']).name} {words['part']} {words['device']}"
+    RESULTS.write_text(json.dumps({**known, name: about | {"ways": found}}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""The peers' loops compute what ours does, or the comparison of their cost would mean nothing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.tuning import WAYS, late, made, measure
+from src.diffusion.steps import Window
+from src.rewards.rfnet import RFNetReward
+from tests.diffusion import tiny
+from tests.rewards import tiny as nets
+
+
+@pytest.fixture(scope="module")
+def reward(tmp_path_factory: pytest.TempPathFactory) -> RFNetReward:
+    return RFNetReward(**nets.rfnet(tmp_path_factory.mktemp("reward")))
+
+
+def gradient(way: str, reward: RFNetReward, part: str = "unet") -> tuple[float, torch.Tensor]:
+    generator = tiny.generator(num_steps=8, guidance_scale=2.0)
+    _, loss, _ = made(way, generator, reward, part)
+    value = loss(tiny.ads(2) | {"title": ["an oak chair", "a lamp"]}, 0)
+    value.backward()
+    weights = getattr(generator, part).parameters()
+    return float(value.detach()), torch.cat([w.grad.flatten() for w in weights if w.grad is not None])
+
+
+@pytest.mark.parametrize("part", ["unet", "controlnet"])
+def test_a_plain_reading_of_refl_gives_our_loss_and_gradient(part: str, reward: RFNetReward) -> None:
+    ours, slope = gradient("rfft", reward, part)
+    for way in ("refl", "refl_once"):
+        value, plain = gradient(way, reward, part)
+        assert value == pytest.approx(ours, abs=1e-4)
+        torch.testing.assert_close(plain, slope, atol=1e-4 * float(slope.abs().max()), rtol=1e-2)
+
+
+def test_the_whole_chain_has_another_gradient(reward: RFNetReward) -> None:
+    slopes = [gradient(way, reward)[1] for way in ("rfft", "alignprop")]
+    assert not torch.allclose(*slopes, rtol=0.1)
+
+
+def test_late_steps_lie_in_the_last_quarter() -> None:
+    assert late(40, 1) == [Window(35, 36)]
+    assert [window.start for window in late(40, 4)] == [31, 33, 36, 38]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_is_measured(way: str, tmp_path: Path) -> None:
+    tiny.generator().save(tmp_path / "generator")
+    words = {
+        "generator": str(tmp_path / "generator"), "size": "null", "checkpoint": nets.rfnet(tmp_path)["checkpoint"],
+        "part": "controlnet", "batch": "1", "steps": "8", "repeats": "1", "threads": "1", "device": "cpu",
+        "precision": "float32",
+    }  # fmt: skip
+    found = measure(way, words)
+    assert found["seconds"] > 0
+    assert found["MiB"] >= 0
