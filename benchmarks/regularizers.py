@@ -1,0 +1,98 @@
+"""CC against KL against nothing: `python -m benchmarks.regularizers [WORD ...] [-- WORDS OF src.fit]`.
+
+Tunes the same generator with the same reward under each regularizer and seed, each by `python -m src.fit model=rfft`,
+and sets beside one another what the judge and the reader say of held-out products: mean and standard deviation over the
+seeds. After a kill the same command goes on. Writes `benchmarks/results/regularizers.json` and `.png`.
+Words: regularizers=none,kl,cc (or kl@0.3, with a beta) seeds=0,1,2 runs=runs/regularizers panel=showroom
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from matplotlib.figure import Figure
+
+WORDS = {"regularizers": "none,kl,cc", "seeds": "0,1,2", "runs": "runs/regularizers", "panel": "showroom"}
+RESULTS = Path(__file__).parent / "results" / "regularizers.json"
+MEASURES = ("reward", "available", "attributes", "diversity")
+
+
+def command(way: str, seed: str, words: Mapping[str, str], more: Sequence[str]) -> list[str]:
+    """The words of a run; `way` is a regularizer's name, perhaps with @beta."""
+    name, _, beta = way.partition("@")
+    own = [f"regularizer={name}", *([f"regularizer.beta={beta}"] if beta else []), f"seed={seed}"]
+    out = Path(words["runs"]) / f"{way}-{seed}"
+    return [
+        sys.executable, "-m", "src.fit", "model=rfft", *own, f"panel={words['panel']}", *more, f"out={out}",
+        "resume=true",
+    ]  # fmt: skip
+
+
+def measured(folder: Path) -> dict[str, float] | None:
+    """The test metrics of a finished run."""
+    file = folder / "checkpoint" / "metrics.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def summary(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Mean and standard deviation over runs of every measure, before and after."""
+    names = [f"{when}{name}" for when in ("before_", "") for name in MEASURES if f"test/{when}{name}" in runs[0]]
+    values = {name: [run[f"test/{name}"] for run in runs] for name in names}
+    return {name: {"mean": mean(v), "sd": stdev(v) if len(v) > 1 else 0.0} for name, v in values.items()}
+
+
+def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Lines of a Markdown table: the generator as it was, then each way."""
+    names = [name for name in MEASURES if any(name in told for told in found.values())]
+
+    def line(title: str, told: Mapping[str, Mapping[str, float]], when: str) -> str:
+        cells = [f"{told[when + n]['mean']:.3f} +- {told[when + n]['sd']:.3f}" for n in names]
+        return f"| {title} | {' | '.join(cells)} |"
+
+    head = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    first = next(iter(found.values()))
+    return "\n".join([*head, line("before", first, "before_"), *(line(way, told, "") for way, told in found.items())])
+
+
+def draw(found: Mapping[str, Mapping[str, Mapping[str, float]]], file: Path) -> None:
+    """Availability over diversity and over attributes, with error bars; up and right is better."""
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    for axis, name in zip(figure.subplots(1, 2), ("diversity", "attributes"), strict=True):
+        before = next(iter(found.values()))
+        points = {"before": (before, "before_"), **{way: (told, "") for way, told in found.items()}}
+        for way, (told, when) in points.items():
+            x, y = told[f"{when}{name}"], told[f"{when}available"]
+            axis.errorbar(x["mean"], y["mean"], xerr=x["sd"], yerr=y["sd"], fmt="o", capsize=2, label=way)
+        axis.set(xlabel=f"{name} (reader)", ylabel="available (judge)", ylim=(0, 1.02))
+        axis.grid(alpha=0.3)
+    figure.axes[0].legend()
+    figure.savefig(file, dpi=130)
+
+
+def main() -> None:
+    own, _, more = " ".join(sys.argv[1:]).partition("--")
+    given = dict(word.split("=", 1) for word in own.split())
+    words = WORDS | given
+    if foreign := words.keys() - WORDS.keys():
+        raise SystemExit(f"regularizers: no word {', '.join(sorted(foreign))}; there are {', '.join(WORDS)}")
+    ways, seeds, found = words["regularizers"].split(","), words["seeds"].split(","), {}
+    for seed in seeds:  # all ways of a seed before the next: a table that is cut short compares like with like
+        for way in ways:
+            if measured(Path(words["runs"]) / f"{way}-{seed}") is None:
+                subprocess.run(command(way, seed, words, more.split()), check=True)
+    for way in ways:
+        runs = [measured(Path(words["runs"]) / f"{way}-{seed}") for seed in seeds]
+        found[way] = summary([run for run in runs if run is not None])
+    print(table(found))
+    RESULTS.parent.mkdir(exist_ok=True)
+    about = {"words": words, "fit": more.split(), "seeds": seeds}
+    RESULTS.write_text(json.dumps({**about, "ways": found}, indent=2) + "\n", encoding="utf-8")
+    draw(found, RESULTS.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

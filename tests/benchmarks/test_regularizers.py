@@ -1,0 +1,38 @@
+"""The table of regularizers: which runs it starts and what it makes of their figures."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.regularizers import command, draw, summary, table
+from src.config import compose
+
+RUNS = [
+    {"test/available": 0.8, "test/diversity": 0.3, "test/attributes": 0.7, "test/reward": -0.2}
+    | {f"test/before_{name}": 0.5 for name in ("available", "diversity", "attributes", "reward")},
+    {"test/available": 0.9, "test/diversity": 0.1, "test/attributes": 0.7, "test/reward": -0.1}
+    | {f"test/before_{name}": 0.5 for name in ("available", "diversity", "attributes", "reward")},
+]
+
+
+def test_mean_and_deviation_by_hand(tmp_path: Path) -> None:
+    found = summary(RUNS)
+    assert found["available"] == {"mean": pytest.approx(0.85), "sd": pytest.approx(0.0707, abs=1e-4)}
+    assert found["before_diversity"] == {"mean": 0.5, "sd": 0.0}
+    assert summary(RUNS[:1])["available"] == {"mean": 0.8, "sd": 0.0}
+    lines = table({"cc": found}).splitlines()
+    assert lines[2].startswith("| before | 0.500 +- 0.000 |")
+    assert lines[3].startswith("| cc | -0.150 +- 0.071 | 0.850 +- 0.071 |")
+    draw({"cc": found}, tmp_path / "front.png")
+    assert (tmp_path / "front.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("way", ["none", "kl", "cc", "cc@0.3", "cc_authors@2"])
+def test_its_runs_are_configurations(way: str) -> None:
+    words = {"runs": "runs/x", "panel": "none"}
+    config = compose("fit", command(way, "1", words, ["trainer.max_steps=3"])[3:])
+    assert config.choices.regularizer == way.partition("@")[0]
+    assert config.seed == 1
+    assert config.out == f"runs/x/{way}-1"
+    if "@" in way:
+        assert config.regularizer.beta == float(way.partition("@")[2])
