@@ -20,6 +20,7 @@ from src.models.rfft import RFFT
 from src.rewards.base import Reward, Score
 from src.rewards.rfnet import RFNetReward
 from tests.diffusion import tiny
+from tests.models.resuming import resumed
 from tests.models.test_denoiser import configuration
 from tests.rewards import tiny as nets
 
@@ -291,19 +292,8 @@ def test_a_run_raises_the_reward_and_ends_in_a_folder_of_diffusers(part, regular
 @pytest.mark.parametrize("part", ["controlnet", "unet_lora"])
 def test_a_broken_run_resumes_to_the_weights_of_an_unbroken_one(part, tmp_path, monkeypatch):
     _, whole = train(tmp_path / "whole", part=part)
-    step, count = RFFT.training_step, iter(range(100))
-
-    def breaks(self, batch):
-        if next(count) == 5:
-            raise RuntimeError("power cut")
-        return step(self, batch)
-
-    monkeypatch.setattr(RFFT, "training_step", breaks)
-    with pytest.raises(RuntimeError, match="power cut"):
-        train(tmp_path / "broken", part=part)
-    monkeypatch.setattr(RFFT, "training_step", step)
-    _, resumed = train(tmp_path / "broken", part=part, resume=True)
-    for a, b in zip(whole.net.parameters(), resumed.net.parameters(), strict=True):
+    _, system = resumed(RFFT, lambda resume: train(tmp_path / "broken", part=part, resume=resume), monkeypatch)
+    for a, b in zip(whole.net.parameters(), system.net.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
