@@ -15,7 +15,7 @@ from src.build import build
 from src.checkpoint import load
 from src.config import command
 from src.data.module import AdData
-from src.fit import set_up
+from src.fit import set_up, told
 
 
 def evaluate(
@@ -50,11 +50,12 @@ def main() -> int:
     try:
         system, data = load(config.checkpoint), build(config.data)
         data.require(system)
-        records = len(data.split(config.split))
+        if not (records := len(data.split(config.split))):
+            raise ValueError(f"the {config.split} split has no records.")
         trainer = L.Trainer(**build(config.trainer), logger=False, enable_checkpointing=False)
         metrics = evaluate(system, data, config.split, trainer, config.perceived, config.repainted)
     except (ValueError, OSError, MisconfigurationException) as error:
-        sys.stderr.write(f"evaluate: {error}\n")
+        sys.stderr.write(f"evaluate: {told(error)}\n")
         return 2
     print(f"{config.checkpoint} on the {config.split} split, {records} records")
     print(table(metrics))

@@ -43,7 +43,6 @@ HARMLESS = ("does not have many workers", "exists and is not empty", "smaller th
 
 
 def main() -> None:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     config = OmegaConf.to_container(command("fit"), resolve=True)
     assert isinstance(config, dict)
     try:
@@ -51,7 +50,7 @@ def main() -> None:
     except (ValueError, OSError, MisconfigurationException) as error:
         if config.get("debug"):
             raise
-        print(f"fit: {error}", file=sys.stderr)
+        print(f"fit: {told(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
 
 
@@ -62,11 +61,23 @@ def run(config: dict[str, Any]) -> dict[str, float]:
             raise ConfigError(f"{group}=null: there is nothing to train without a {group}.")
     set_up(config["threads"])
     L.seed_everything(config["seed"], verbose=False)
-    return fit(build(config["model"]), build(config["data"]), config)
+    try:
+        system, data = build(config["model"]), build(config["data"])
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return fit(system, data, config)
+
+
+def told(error: BaseException) -> str:
+    """What an error says; of one from a loader's process, the line that it was raised with, without the traceback."""
+    return str(error).rpartition("\nValueError: ")[2].strip()
 
 
 def set_up(threads: int | None) -> None:
-    """The number of CPU threads, None as torch chooses; float32 products of a GPU in its fast TF32."""
+    """The number of CPU threads, None as torch chooses; float32 products of a GPU in its fast TF32; quiet libraries."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for harmless in HARMLESS:
+        warnings.filterwarnings("ignore", f".*{harmless}")
     if threads:
         torch.set_num_threads(threads)
     if torch.cuda.is_available():
@@ -92,39 +103,39 @@ def fit(system: Any, data: AdData, config: dict[str, Any]) -> dict[str, float]:
     data.require(system)
     tests = is_overridden("test_step", system)
     sizes = {name: len(data.split(name)) for name in ("train", "val", *(["test"] if tests else []))}
+    tests = tests and sizes["test"] > 0
+    if weights == "best" and not sizes["val"]:
+        raise ConfigError("weights=best needs a validation, and the val split has no records.")
     keeper = LastCheckpoint(out / "last.ckpt", config.get("checkpoint_every", 200))
-    last = open_run(out, config)
-    if config.get("init") and last is None:
+    if config.get("init") and not (config["resume"] and (out / "last.ckpt").is_file()):
         checkpoint.load_weights(system.net, config["init"])
+    last = open_run(out, config)
 
     trainer = new_trainer(out, config, monitor, [keeper, StepSeed(config["seed"])])
-    with warnings.catch_warnings():
-        for harmless in HARMLESS:
-            warnings.filterwarnings("ignore", f".*{harmless}")
-        trainer.fit(system, data, ckpt_path=last, weights_only=True)
-        if weights == "best":
-            state = torch.load(out / "best.ckpt", map_location="cpu", weights_only=True)
-            system.load_state_dict(state["state_dict"])
-        device = trainer.strategy.root_device
+    trainer.fit(system, data, ckpt_path=last, weights_only=True)
+    if weights == "best":
+        state = torch.load(out / "best.ckpt", map_location="cpu", weights_only=True)
+        system.load_state_dict(state["state_dict"])
+    device = trainer.strategy.root_device
+    checkpoint.round_weights(system.net, dtype)
+    if hasattr(system, "calibrate") and sizes["val"]:
+        system.to(device).eval()
+        use = list(data.kinds.values())[-1:] or [{}]
+        system.calibrate(data.batches("val", device, **use[0]))
         checkpoint.round_weights(system.net, dtype)
-        if hasattr(system, "calibrate"):
-            system.to(device).eval()
-            use = list(data.kinds.values())[-1:] or [{}]
-            system.calibrate(data.batches("val", device, **use[0]))
-            checkpoint.round_weights(system.net, dtype)
-        measured = {} if tests else dict(trainer.callback_metrics)
-        for kind, how in data.kinds.items() if tests else ():
-            (found,) = trainer.test(system, data.batches("test", device, **how), verbose=False)
-            measured |= {name.replace("test/", f"test_{kind}/", 1): value for name, value in found.items()}
-        if tests:
-            measured = {**trainer.test(system, datamodule=data, verbose=False)[0], **measured}
+    measured = {} if tests else dict(trainer.callback_metrics)
+    for kind, how in data.kinds.items() if tests else ():
+        (found,) = trainer.test(system, data.batches("test", device, **how), verbose=False)
+        measured |= {name.replace("test/", f"test_{kind}/", 1): value for name, value in found.items()}
+    if tests:
+        measured = {**trainer.test(system, datamodule=data, verbose=False)[0], **measured}
 
     metrics = {name: float(value) for name, value in measured.items()}
     if trainer.is_global_zero:
         spent = f"{duration(keeper.seconds)} for {trainer.global_step} steps"
         about = describe(system, data, sizes, config, spent, machine(device, trainer.world_size))
         checkpoint.save(out / "checkpoint", system.cpu().eval(), config["model"], metrics, about, dtype)
-        pictures = system.report(data, out / "pictures") if hasattr(system, "report") else []
+        pictures = system.report(data, out / "pictures") if tests and hasattr(system, "report") else []
         width = max(map(len, metrics), default=0)
         print("\n".join(f"{name:<{width}}  {value:8.4f}" for name, value in metrics.items()))
         print("\n".join(f"wrote {path}" for path in [out / "checkpoint", *pictures]))

@@ -25,7 +25,7 @@ from src.config import command
 from src.data.module import AdData
 from src.data.pictures import unfitted
 from src.data.splits import SPLITS
-from src.fit import set_up
+from src.fit import set_up, told
 from src.score import torch_device
 
 SAVE_EVERY = 16  # batches between two notes of what is done
@@ -96,7 +96,7 @@ def main() -> int:
         for split in SPLITS:
             perceive(data, split, out, done, device, config.precision == "bfloat16")
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"perceive: {error}\n")
+        sys.stderr.write(f"perceive: {told(error)}\n")
         return 2
     print("\n".join(f"{out / field}: {sum(done.rows.values())} maps" for field in data.perception))
     return 0

@@ -1,5 +1,5 @@
 """What makes a killed run end in the very weights of an unbroken one: a clean moment to save, an atomic write, and
-random numbers that depend on the step alone. (The order of the data is `src.data.module.TrainBatches`'s part.)"""
+random numbers that depend on the step alone. (The order of the data is `src.data.order.TrainBatches`'s part.)"""
 
 import os
 import time
@@ -25,14 +25,15 @@ def open_run(out: Path, config: dict[str, Any]) -> Path | None:
     """The checkpoint to go on from, None to begin; writes `out/config.yaml`."""
     file, last = out / "config.yaml", out / "last.ckpt"
     if rank_zero_only.rank == 0:
-        if not config["resume"] and out.is_dir() and any(out.iterdir()):
+        trained = out.is_dir() and bool({entry.name for entry in out.iterdir()} - {file.name, "logs"})
+        if not config["resume"] and trained:
             raise ValueError(f"{out} is not empty; resume=true goes on with the run in it, out=FOLDER begins another.")
-        if file.is_file():
+        if file.is_file() and (trained or config["resume"]):
             old, new = same_run(OmegaConf.to_container(OmegaConf.load(file))), same_run(config)
             changed = [f"{k} ({old.get(k)} -> {new.get(k)})" for k in sorted(old | new) if old.get(k) != new.get(k)]
             if changed:
                 raise ValueError(f"{out} holds a run with another {', '.join(changed)}; resume it as it was.")
-        elif last.exists():
+        elif trained and last.exists():
             raise ValueError(f"{out} has a last.ckpt but no config.yaml: it cannot be told what run it is.")
         out.mkdir(parents=True, exist_ok=True)
         part = file.with_name("config.yaml.part")

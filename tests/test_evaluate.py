@@ -80,6 +80,7 @@ def test_a_perception_net_is_measured_too_and_without_out_nothing_is_written(
         (["checkpoint={depth}", "data.source.holds=[image,label]"], "depth is nothing to learn from or to measure by"),
         (["checkpoint={net}", "data=rf1m", "data.root={rf1m}", "data.unsuitable=class"], "the data has the classes"),
         (["checkpoint={net}", "trainer.devices=0"], "devices"),
+        (["checkpoint={net}", "data.source.num.test=0"], "the test split has no records"),
         ([], "checkpoint=..."),
     ],
 )

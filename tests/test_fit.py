@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from src.data.module import AdData
-from src.fit import fit
+from src.fit import fit, told
 from src.resume import AtomicIO
 
 ROOT = Path(__file__).parents[1]
@@ -247,6 +247,46 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     with pytest.raises(ValueError, match="is not empty; resume=true"):
         train(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_start_that_failed_leaves_its_folder_free(tmp_path):
+    with pytest.raises(ValueError, match="nowhere"):
+        train(tmp_path / "a", init=str(tmp_path / "nowhere"))
+    assert not (tmp_path / "a").exists()
+    OmegaConf.save(configuration(tmp_path / "a", False, seed=9), tmp_path / "config.yaml")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "config.yaml").rename(tmp_path / "a/config.yaml")  # of a run that never saved a state
+    train(tmp_path / "a", max_epochs=1)
+    assert (tmp_path / "a/checkpoint/model.safetensors").is_file()
+
+
+def test_splits_without_records_are_passed_over(tmp_path, monkeypatch):
+    split = Digits.split
+    monkeypatch.setattr(Digits, "split", lambda self, name: split(self, name) if name == "train" else [])
+    train(tmp_path / "a", max_epochs=1)
+    assert (tmp_path / "a/checkpoint/model.safetensors").is_file()
+    with pytest.raises(ValueError, match="weights=best needs a validation, and the val split has no records"):
+        train(tmp_path / "b", max_epochs=1, weights="best")
+
+
+def test_an_error_of_a_loaders_process_is_told_in_one_line():
+    class Torn(Digits):
+        def split(self, name: str) -> Any:
+            return _Torn()
+
+    data = AdData(Torn(), batch_size=4, num_workers=1)
+    with pytest.raises(ValueError, match="Traceback") as error:
+        next(iter(data.batches("test")))
+    assert told(error.value) == "label.txt, line 7: image 3.jpg: truncated"
+    assert told(ValueError("plain")) == "plain"
+
+
+class _Torn(list):
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: Any) -> Any:
+        raise ValueError("label.txt, line 7: image 3.jpg: truncated")
 
 
 def test_resuming_with_another_configuration_is_refused_by_key(tmp_path):

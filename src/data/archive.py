@@ -88,6 +88,14 @@ class Names:
         return found
 
 
+def same_file(name: bytes, key: bytes) -> bool:
+    """Whether one of two paths is the end of the other, suffix included, if the key has one."""
+    if _tail(key, 0, False) == key:
+        name = _tail(name, 0, False)
+    long, short = (name, key) if len(name) > len(key) else (key, name)
+    return long == short or long.endswith(b"/" + short)
+
+
 def _tail(name: bytes, depth: int, suffix: bool) -> bytes:
     if not suffix:
         stem, dot, end = name.rpartition(b".")

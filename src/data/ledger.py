@@ -49,10 +49,10 @@ class Ledger:
             self.progress = self._recorded(of)
         else:
             out.parent.mkdir(parents=True, exist_ok=True)
-            for file in (self.state, self.errors):
+            for file in (self.out, self.errors):
                 file.unlink(missing_ok=True)
-            out.write_bytes(b"")
-            self._record()
+            self._record()  # first: scores without it would belong to no run
+            out.touch()
         for file, size in ((out, self.progress.out_bytes), (self.errors, self.progress.errors_bytes)):
             if file.exists() and file.stat().st_size > size:
                 with file.open("ab") as handle:
@@ -62,7 +62,10 @@ class Ledger:
         again = "; choose another out=, or resume=false to begin anew."
         if not self.state.exists():
             raise ValueError(f"{self.out} exists, but {self.state.name} is not beside it: not a run to resume{again}")
-        progress = Progress(**json.loads(self.state.read_text(encoding="utf-8")))
+        try:
+            progress = Progress(**json.loads(self.state.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            raise ValueError(f"{self.state} is no record of a run{again}") from None
         if changed := [name for name in of if of[name] != progress.of.get(name)]:
             raise ValueError(f"{self.out} was begun with another {', '.join(changed)}{again}")
         for file, size in ((self.out, progress.out_bytes), (self.errors, progress.errors_bytes)):

@@ -1,6 +1,5 @@
 """The picture files of a row (image, product, depth, saliency), each found in its archive: read, checked, verified."""
 
-import re
 import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from src.data.archive import Archive, load_arrays, save_arrays
-from src.data.pictures import BROKEN, check_canvas, decoded, opened
+from src.data.pictures import BROKEN, check_canvas, decoded, opened, reason
 from src.data.splits import stamp
 
 CHUNK = 128  # rows that one verifying thread takes at a time
@@ -109,7 +108,4 @@ class Modalities(dict[str, tuple[Archive, np.ndarray]]):
 
 
 def _unreadable(field: str, archive: Archive, at: int, error: BaseException) -> Unreadable:
-    reason = re.sub(r" ?<_io.BytesIO.*?>", "", str(error)) or type(error).__name__
-    if isinstance(error, OSError) and error.strerror:
-        reason = error.strerror
-    return Unreadable(f"{field} {archive.where(at)}: {reason.rstrip('.')}")
+    return Unreadable(f"{field} {archive.where(at)}: {reason(error)}")

@@ -1,6 +1,7 @@
 """Picture files as the batch wants them: uint8 (channels, size, size), whatever the file's mode and shape."""
 
 import io
+import re
 import struct
 import zlib
 
@@ -22,6 +23,14 @@ def opened(data: bytes, field: str) -> Image.Image:
     if field == "product" and not image.has_transparency_data:
         raise ValueError(f"a product needs an alpha channel, this one is {image.mode}")
     return image
+
+
+def reason(error: BaseException) -> str:
+    """What is wrong with a file, in one line that is the same every time."""
+    if isinstance(error, OSError) and error.strerror:
+        return "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+    told = re.sub(r" ?<_io\.BytesIO.*?>", "", " ".join(str(error).split()))  # an address, which is never the same
+    return told.rstrip(".") or type(error).__name__
 
 
 def check_canvas(field: str, size: tuple[int, int], canvas: tuple[int, int]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from src.data.pictures import BROKEN, opened, resized
+from src.data.pictures import BROKEN, opened, reason, resized
 from src.data.rows import SEPARATORS, csv_rows, json_rows
 from src.data.table import SUFFIXES
 
@@ -84,7 +84,7 @@ def placed(file: Path, size: int, scale: float = 0.72, centre: tuple[float, floa
     try:
         image = opened(file.read_bytes(), "product").convert("RGBA")
     except BROKEN as error:
-        raise OrderError(" ".join(str(error).split()) or type(error).__name__) from None
+        raise OrderError(reason(error)) from None
     solid = np.asarray(image)[..., 3] >= VISIBLE
     if not solid.any():
         raise OrderError("its alpha is empty: nothing of it is visible")

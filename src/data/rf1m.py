@@ -7,6 +7,7 @@ them, they are read. Run `python -m src.data.rf1m OUT` for a small folder of thi
 
 import argparse
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch.utils.data import Dataset
 
-from src.data.archive import NONE, Archive, Names, expand
+from src.data.archive import NONE, Archive, Names, expand, same_file
 from src.data.batch import CLASSES, Record
 from src.data.labels import LABELS, NAMES, UNSUITABLE, read_labels, read_texts
 from src.data.modalities import Modalities, Unreadable
@@ -90,6 +91,12 @@ class RF1M:
         _choice("verify", verify, VERIFY)
         patterns = {"image": images, "product": products, "depth": depth, "saliency": saliency}
         patterns = {field: pattern for field, pattern in patterns.items() if pattern}
+        if size < 1:
+            raise ValueError(f"size={size} must be at least 1 px.")
+        try:
+            re.compile(split_pattern or "")
+        except re.error as error:
+            raise ValueError(f"split_pattern={split_pattern}: no regular expression: {error}.") from None
         for field in require:
             _choice("require", field, [*patterns, "title"][1:] if titles else [*patterns][1:])
         self.root, self.size, self.fit, self.on_error = Path(root).resolve(), size, fit, on_error
@@ -174,7 +181,12 @@ class RF1M:
             archive = Archive(self.root, pattern, others, store, strict=self.on_error == "raise")
             for package, reason in archive.damaged:
                 self.fault(package, 0, "", reason)
-            pictures[field] = archive, self._found(field, archive.names.find(self.keys), keep, require)
+            found = archive.names.find(self.keys)
+            if field == "image":  # a cut-out or map of the same stem, where the picture is missing, is not the picture
+                for row in np.flatnonzero(found >= 0).tolist():
+                    if not same_file(archive.names.raw(found[row]), self.keys.raw(row)):
+                        found[row] = NONE
+            pictures[field] = archive, self._found(field, found, keep, require)
             if field == "image":
                 self._unique(keep, pictures[field][1], "picture")
         return pictures

@@ -17,18 +17,28 @@ def csv_rows(file: IO[str], separator: str) -> Iterator[Read]:
     reader = csv.reader(file, delimiter=separator, strict=True)
     header: list[str] = []
     while True:
+        begin = reader.line_num + 1
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield reader.line_num, {}, f"is no row of a table: {error}"
+            there = f", from line {begin} on" if reader.line_num > begin else ""
+            yield reader.line_num, {}, f"is no row of a table{there}: {error}"
             continue
         if header and cells:
             odd = len(cells) != len(header)
             reason = f"has {len(cells)} cells for {len(header)} columns" if odd else ""
             yield reader.line_num, dict(zip(header, cells, strict=False)), reason
         header = header or cells
+
+
+def csv_header(file: IO[str], separator: str) -> list[str]:
+    """The first line that is not blank, cut into cells; [] if there is none. ValueError if it is torn."""
+    try:
+        return next((cells for cells in csv.reader(file, delimiter=separator, strict=True) if cells), [])
+    except csv.Error as error:
+        raise ValueError(f"{getattr(file, 'name', 'the table')}, line 1: no header: {error}.") from None
 
 
 def json_rows(file: IO[str]) -> Iterator[Read]:

@@ -8,7 +8,6 @@ A folder holds one subfolder per field: `image/mug.png`, `product/mug.png`, `tit
 key, and rows come in the order of the file names. Where only pictures are needed they may lie in the folder itself.
 """
 
-import csv
 import hashlib
 import os
 import sqlite3
@@ -21,8 +20,8 @@ from typing import IO
 import numpy as np
 
 from src.data.batch import PICTURES, Record
-from src.data.pictures import BROKEN, CHANNELS, check_canvas, in_mode, opened, resized
-from src.data.rows import SEPARATORS, csv_rows, json_rows
+from src.data.pictures import BROKEN, CHANNELS, check_canvas, in_mode, opened, reason, resized
+from src.data.rows import SEPARATORS, csv_header, csv_rows, json_rows
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # of pictures in a folder
 READABLE = ("product", "depth", "saliency", "title", "prompt")  # fields besides the image that a row can carry
@@ -106,8 +105,8 @@ class Table(Ads):
 
     def __init__(self, path: Path, fields: frozenset[str]) -> None:
         super().__init__(path, fields)
-        self.separator = SEPARATORS.get(path.suffix)
-        if not self.separator and path.suffix != ".jsonl":
+        self.separator = SEPARATORS.get(path.suffix.lower())
+        if not self.separator and path.suffix.lower() != ".jsonl":
             raise ValueError(f"{path}: a table is .csv, .tsv or .jsonl, not '{path.suffix}'.")
         if not path.is_file():
             raise ValueError(f"{path}: no such file.")
@@ -121,7 +120,7 @@ class Table(Ads):
         if self.separator:
             self.total -= 1
             with self._open() as file:
-                self._columns(next(csv.reader(file, delimiter=self.separator, strict=True), []))
+                self._columns(csv_header(file, self.separator))
 
     def _open(self) -> IO[str]:
         # Bytes that are not UTF-8 survive as surrogates, to be reported with their row.
@@ -192,7 +191,7 @@ class Folder(Ads):
             if text := file.read_text(encoding="utf-8").strip():
                 return text
         except (OSError, UnicodeDecodeError) as error:
-            raise RowError(_reason(error), file) from None
+            raise RowError(reason(error), file) from None
         raise RowError("the file is empty", file)
 
 
@@ -215,7 +214,7 @@ def read_picture(
             size = max(1, round(width * scale)), max(1, round(height * scale))
         picture = in_mode(picture, CHANNELS[field])
     except BROKEN as error:
-        raise RowError(_reason(error), file) from None
+        raise RowError(reason(error), file) from None
     array = np.asarray(resized(picture, size or picture.size))
     return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
@@ -242,9 +241,3 @@ def _database(table: str) -> sqlite3.Connection:
     database.execute(table)
     database.execute("BEGIN")  # and never committed: a commit per row would be slow
     return database
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    return " ".join(str(error).split()) or type(error).__name__

@@ -16,6 +16,8 @@ from src.models.perception import IMAGENET_MEAN, IMAGENET_STD, resize
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the forks of a data loader
 
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+
 
 class PictureEncoder(nn.Module):
     """Tokens (batch, grid * grid, width), row by row, of each of some (batch, channels, height, width) in [0, 1].
@@ -106,16 +108,16 @@ class TitleEncoder(nn.Module):
         width: int,
         pretrained: bool = False,
         options: Mapping[str, Any] | None = None,
-        max_tokens: int = 64,
+        max_tokens: int = 48,
         ordinal_numbers: bool = False,
         word_noise: float = 0.0,
     ) -> None:
         super().__init__()
         place = str(located(name))
         if os.path.isdir(place):
-            for file in ("config.json", "tokenizer_config.json"):
-                if not os.path.isfile(os.path.join(place, file)):
-                    raise ValueError(f"{place} is no complete folder of a text encoder: {file} is missing.")
+            for files in (("config.json",), ("tokenizer_config.json",), VOCABULARIES):
+                if not any(os.path.isfile(os.path.join(place, file)) for file in files):
+                    raise ValueError(f"{place} is no complete folder of a text encoder: {files[0]} is missing.")
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(place)
             config, unknown = AutoConfig.from_pretrained(place, return_unused_kwargs=True, **(options or {}))

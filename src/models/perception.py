@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanMetric, Metric
 from torchmetrics.functional.regression import spearman_corrcoef
 
-from src.checkpoint import CONFIG, WEIGHTS, load, located, read_weights
+from src.checkpoint import CONFIG, load, located, read_weights
 from src.data.batch import Batch
 from src.models.dpt import aligned, depth_loss, new_dpt, pretrained_dpt
 from src.models.schedule import adamw
@@ -277,7 +277,7 @@ def load_perception(name: str | Path, kind: str) -> Depth | Saliency:
     if kind not in kinds:
         raise ValueError(f"perception {kind!r}: choose one of {', '.join(kinds)}")
     path = located(name)
-    if (path / WEIGHTS).is_file() and (path / CONFIG).is_file():
+    if (path / CONFIG).is_file():  # without its weights too: `load` says so
         system = load(path)
         if not isinstance(system, kinds[kind]):
             raise ValueError(f"{path} holds {type(system).__name__}, not {kinds[kind].__name__} as asked for")

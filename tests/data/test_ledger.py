@@ -87,3 +87,21 @@ def test_another_run_or_an_edited_file_is_refused(tmp_path: Path) -> None:
     assert Ledger(out, OF, resume=False).progress.rows == 0
     assert files(tmp_path).keys() == {"scores.csv", "scores.csv.run.json"}
     assert out.read_bytes() == b""
+
+
+def test_scores_never_lie_without_their_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "scores.csv"
+    monkeypatch.setattr(Ledger, "_record", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))  # killed there
+    with pytest.raises(KeyboardInterrupt):
+        Ledger(out, OF, resume=True)
+    monkeypatch.undo()
+    assert not out.exists()
+    unbroken(out)
+
+
+def test_a_record_that_is_none_is_told(tmp_path: Path) -> None:
+    unbroken(tmp_path / "scores.csv")
+    for text in ('{"of": {}, "colour": 1}', "{", "[1]"):
+        (tmp_path / "scores.csv.run.json").write_text(text)
+        with pytest.raises(ValueError, match=r"scores\.csv\.run\.json is no record of a run; choose another out="):
+            Ledger(tmp_path / "scores.csv", OF, resume=True)

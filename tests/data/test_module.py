@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.data.module import AdData, EvaluationBatches, TrainBatches
+from src.data.module import AdData
+from src.data.order import EvaluationBatches, TrainBatches
 
 
 class Numbers:

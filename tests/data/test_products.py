@@ -88,7 +88,7 @@ def test_a_product_that_cannot_be_placed_says_why(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     for name, words in (
         ("opaque", "needs an alpha channel"), ("empty", "its alpha is empty"), ("torn", "trunc|broken|EOF"),
-        ("text", "cannot identify"), ("gone", "No such file"),
+        ("text", "cannot identify"), ("gone", "no such file"),
     ):  # fmt: skip
         with pytest.raises(OrderError, match=words):
             placed(tmp_path / f"{name}.png", 32)

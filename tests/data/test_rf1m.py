@@ -1,5 +1,6 @@
 import json
 import pickle
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -72,6 +73,15 @@ def test_records_carry_the_configured_modalities(root):
     assert batch["title"][1].startswith("Box No. 2 ")
     # the cut-out and the map are of the same product: they cover the same pixels
     assert ((batch["product"][:, 3:] > 127) == (batch["saliency"] > 127)).float().mean() > 0.97
+
+
+@pytest.mark.parametrize("others", [("products", "depth", "saliency"), ("products",), ("depth",)])
+def test_a_missing_picture_is_never_another_file_of_its_stem(root, others):
+    for folder in {"products", "depth", "saliency"} - set(others):
+        shutil.rmtree(root / folder)
+    (root / "part_00/sku000000.jpg").unlink()
+    with pytest.raises(ValueError, match=r"label\.txt, line 1, .*: (no|more than one) image of this name"):
+        source(root)
 
 
 def test_labels_are_dropped_or_classed_as_named(root):

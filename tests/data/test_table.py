@@ -98,6 +98,19 @@ def test_every_bad_row_is_told_apart_and_none_stops_the_reading(tmp_path: Path) 
     words = ["no such file", "truncated", "cannot identify", "alpha", "canvas", "no title", "3 cells", "5 cells"]
     for number, word in zip(range(2, 13), [*words, "no row of a table", "no key", "UTF-8"], strict=True):
         assert word in found[number], (number, found[number])
+    assert problems(Table(file, FIELDS)) == found, "no address or other chance stands in a reason"
+
+
+def test_a_quote_that_never_closes_is_told_with_the_lines_that_it_swallows(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    file = tmp_path / "ads.CSV"
+    file.write_text('\nkey,image\n1,a.png\n2,"a.png\n3,a.png\n4,a.png\n')
+    found = problems(Table(file, frozenset()))
+    assert list(found) == [2]
+    assert "is no row of a table, from line 4 on" in found[2]
+    (tmp_path / "torn.csv").write_text('"key,image\n1,a.png\n')
+    with pytest.raises(ValueError, match=r"torn\.csv, line 1: no header"):
+        Table(tmp_path / "torn.csv", frozenset())
 
 
 def test_bad_lines_of_jsonl(tmp_path: Path) -> None:

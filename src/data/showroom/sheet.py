@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from src.data.batch import CLASSES
+from src.data.showroom.scene import FAULTS
 from src.data.showroom.world import Showroom
 
 REASONS = {
@@ -26,13 +27,15 @@ REASONS = {
 
 
 def sheet(columns: int, split: str, size: int = 192, seed: int = 0, margin: int = 6) -> Image.Image:
-    """One row per availability class, `columns` pictures each, with the reason under each picture."""
+    """One row per availability class, `columns` pictures each: its faults in turn, named below."""
     pictures = Showroom({split: 400 * columns}, size=size, seed=seed).split(split)
     found: dict[int, list[int]] = {i: [] for i in range(len(CLASSES))}
     briefs: set[int] = set()
     for index in range(len(pictures)):
         scene = pictures.scene(index)
-        row = found[scene.label]
+        row, faults = found[scene.label], FAULTS[CLASSES[scene.label]]
+        if scene.fault != faults[len(row) % len(faults)]:
+            continue
         if len(row) < columns and scene.brief.group not in briefs:
             row.append(index)
             briefs.add(scene.brief.group)

@@ -1,0 +1,42 @@
+"""The README's figures are those that were measured and lie in the repository."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+MEASURES = ("availability_f1", "availability_ap", "macro_f1", "ece")
+TABLE = re.compile(r"^\| (.+?) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", re.M)
+
+
+def figures(start: str) -> list[float]:
+    (row,) = [row for row in TABLE.findall(Path("README.md").read_text(encoding="utf-8")) if start in row[0]]
+    return [float(cell) for cell in row[1:]]
+
+
+def rounded(metrics: dict[str, float], prefix: str) -> list[float]:
+    return [round(metrics[f"{prefix}/{name}"] + 1e-9, 3) for name in MEASURES]
+
+
+def test_the_first_rows_are_the_shipped_checkpoints() -> None:
+    metrics = json.loads(Path("checkpoints/rfnet/metrics.json").read_text(encoding="utf-8"))
+    assert figures("all inputs") == pytest.approx(rounded(metrics, "test"), abs=6e-4)
+    assert figures("the same, depth and saliency computed") == pytest.approx(
+        rounded(metrics, "test_perceived"), abs=6e-4
+    )
+
+
+@pytest.mark.parametrize("name", ["title", "picture", "saliency", "depth", "product"])
+def test_the_ablations_are_those_measured_and_lie_below_the_full_model(name: str) -> None:
+    rows = json.loads(Path("benchmarks/results/rfnet.json").read_text(encoding="utf-8"))["rows"]
+    found = rounded(rows[f"without the {name}"]["metrics"], "test")
+    assert figures(f"without the {name}") == pytest.approx(found, abs=6e-4)
+    assert all(
+        cell < whole for cell, whole in zip(found[:2], rounded(rows["all inputs"]["metrics"], "test"), strict=False)
+    )
+
+
+def test_the_baseline_is_the_picture_alone() -> None:
+    rows = json.loads(Path("benchmarks/results/rfnet.json").read_text(encoding="utf-8"))["rows"]
+    assert figures("picture alone") == pytest.approx(rounded(rows["picture alone"]["metrics"], "test"), abs=6e-4)
