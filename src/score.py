@@ -91,12 +91,13 @@ def score(
     """Fills the ledger with the scores of all rows that it does not have yet, `batch_size` rows at a time."""
     done = ledger.progress.rows
     chunks = _chunks(islice(ads, done, None), batch_size)
-    loaded = _ahead(lambda rows: read(ads, rows, max_size, device.type == "cuda"), chunks)
+    gpu = device.type != "cpu"
+    loaded = _ahead(lambda rows: read(ads, rows, max_size, device.type == "cuda"), chunks, overlap=gpu)
     with tqdm(total=max(ads.total, done), initial=done, unit="ad", disable=None) as bar:
         waiting: deque[tuple[Chunk, Any]] = deque()
         for chunk in loaded:  # a GPU works on this chunk while the one before is written
             waiting.append((chunk, judged(reward, chunk, device, half)))
-            if len(waiting) > (device.type != "cpu"):
+            if len(waiting) > gpu:
                 bar.update(_write(ledger, *waiting.popleft()))
         for pair in waiting:
             bar.update(_write(ledger, *pair))
@@ -165,9 +166,17 @@ def _chunks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
         yield chunk
 
 
-def _ahead(function: Callable[[Any], Chunk], items: Iterable[Any]) -> Iterator[Chunk]:
-    """function(item) for each item, in order, computed by threads a few items ahead."""
+def _ahead(function: Callable[[Any], Chunk], items: Iterable[Any], overlap: bool) -> Iterator[Chunk]:
+    """function(item) for each item, in order, computed by threads a few items ahead.
+
+    Without `overlap` a few at once, and nothing while the caller works: on a CPU the net wants every core for itself.
+    """
     with ThreadPoolExecutor(READERS) as pool:
+        if not overlap:
+            items = iter(items)
+            while some := list(islice(items, READERS)):
+                yield from list(pool.map(function, some))
+            return
         futures = deque()
         try:
             for item in items:
