@@ -25,6 +25,20 @@ def test_edges_are_differences_of_pixel_steps():
     assert float(edge_difference(b, b + 3)) == 0  # a shift has no edges
 
 
+def test_from_nothing_residual_branches_are_silent_and_what_remains_is_straight():
+    net = autoencoder(block_out_channels=(4, 8, 8)).net
+    features = torch.randn(2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    for block in (net.encoder.mid_block, net.decoder.mid_block):  # resnet, attention, resnet
+        same = block(features)
+        bias = block.attentions[0].to_out[0].bias[None, :, None, None]
+        torch.testing.assert_close(same, features + bias)
+    wide = net.encoder.down_blocks[1].resnets[0]  # 4 channels to 8, by a shortcut
+    shown = wide(features[:, :4], None)
+    torch.testing.assert_close(shown[:, :4], features[:, :4] + wide.conv_shortcut.bias[None, :4, None, None])
+    halved = net.encoder.down_blocks[1].downsamplers[0]
+    torch.testing.assert_close(halved(features), features[..., 1::2, 1::2] + halved.conv.bias[None, :, None, None])
+
+
 def test_a_run_learns_scales_its_latents_and_ends_in_a_folder_of_diffusers(tmp_path):
     L.seed_everything(0, verbose=False)
     system = autoencoder(lr=1e-2)
@@ -32,7 +46,7 @@ def test_a_run_learns_scales_its_latents_and_ends_in_a_folder_of_diffusers(tmp_p
     node = {"_target_": "src.models.autoencoder.Autoencoder", "block_out_channels": [4, 8, 8]}
     config = configuration(tmp_path, model=node, dtype="float16")
     pictures = next(iter(source.batches("train")))["image"]
-    start = float((system(pictures) - pictures).abs().mean())
+    start = float((system(pictures) - pictures).detach().abs().mean())
     config["trainer"]["max_steps"] = 40
     metrics = fit(system, source, config)
     assert set(metrics) == {"test/l1", "test/psnr", "test/ssim"}
