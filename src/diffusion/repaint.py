@@ -5,26 +5,27 @@ from torch import Tensor, nn
 
 from src.data.batch import Batch
 from src.diffusion.generator import Generator, keyed
+from src.diffusion.steps import late
 
 
 class Repaint(nn.Module):
     """Pictures (batch, 3, height, width) in [0, 1] that a generator has noised a little and estimated again.
 
-    Through the VAE, to the noise of one of the `last` denoising steps, back by the guided estimate x0-hat, and decoded,
+    Through the VAE, to the noise of one of the last `share` of the denoising steps, back by the guided estimate x0-hat, and decoded,
     with the product pasted: what RFFT shows to a reward, made of a picture whose label is known. What is to be seen in
     it stays; texture is the generator's. The noise is a function of (seed, key); a batch goes through one step, a
     function of the seed and its first key.
 
-    Raises ValueError if `last` is not in 1 to the generator's number of steps.
+    Raises ValueError if `share` is not above 0 and at most 1.
     """
 
     fields = frozenset({"image", "product", "prompt"})
 
-    def __init__(self, generator: Generator, last: int = 10) -> None:
+    def __init__(self, generator: Generator, share: float = 0.25) -> None:
         super().__init__()
-        if not 1 <= last <= generator.num_steps:
-            raise ValueError(f"last={last} must be in 1 to {generator.num_steps}, the generator's steps.")
-        self.generator, self.last = generator.requires_grad_(False).eval(), last
+        if not 0 < share <= 1:
+            raise ValueError(f"share={share} of the steps must be above 0 and at most 1.")
+        self.generator, self.last = generator.requires_grad_(False).eval(), late(generator.num_steps, share)
 
     @torch.no_grad()
     def forward(self, batch: Batch, seed: int = 0) -> Tensor:

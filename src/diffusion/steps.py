@@ -1,4 +1,7 @@
-"""Which denoising steps carry the gradient. Steps count from 0, the noisiest, to num_steps - 1."""
+"""Which denoising steps carry the gradient. Steps count from 0, the noisiest, to num_steps - 1.
+
+Late ones are the last `share` of the steps, so that a policy means the same of 40 steps and of 20.
+"""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
@@ -22,19 +25,19 @@ class StepPolicy(ABC):
 
 
 class LateRandom(StepPolicy):
-    """One late step, drawn at random (ReFL, RFFT), or several, `draws`, of one rollout.
+    """One late step, drawn at random (ReFL, RFFT: of the last 10 of 40), or several, `draws`, of one rollout."""
 
-    last: the steps to draw from are the last so many; the papers: 10 of 40.
-    """
-
-    def __init__(self, last: int = 10, draws: int = 1) -> None:
-        if not 1 <= draws <= last:
-            raise ValueError(f"draws={draws} must be from 1 to last={last}.")
-        self.last, self.draws = last, draws
+    def __init__(self, share: float = 0.25, draws: int = 1) -> None:
+        _check(share)
+        if draws < 1:
+            raise ValueError(f"draws={draws} must be at least 1.")
+        self.share, self.draws = share, draws
 
     def __call__(self, num_steps: int) -> list[Window]:
-        _enough(num_steps, self.last)
-        steps = (num_steps - self.last + torch.randperm(self.last)[: self.draws]).sort().values.tolist()
+        last = late(num_steps, self.share)
+        if self.draws > last:
+            raise ValueError(f"draws={self.draws} different steps cannot be drawn from the last {last} of {num_steps}.")
+        steps = (num_steps - last + torch.randperm(last)[: self.draws]).sort().values.tolist()
         return [Window(step, step + 1) for step in steps]
 
 
@@ -47,23 +50,27 @@ class LastK(StepPolicy):
         self.k = k
 
     def __call__(self, num_steps: int) -> list[Window]:
-        _enough(num_steps, self.k)
+        if num_steps < self.k:
+            raise ValueError(f"the generator takes {num_steps} steps (generator.num_steps), k={self.k}.")
         return [Window(num_steps - self.k, num_steps)]
 
 
 class RandomTruncation(StepPolicy):
-    """From a random step among the last `last` to the end in one chain: AlignProp (Prabhudesai et al. 2023)."""
+    """From a random late step to the end in one chain: AlignProp (Prabhudesai et al. 2023)."""
 
-    def __init__(self, last: int = 40) -> None:
-        if last < 1:
-            raise ValueError(f"last={last} must be at least 1.")
-        self.last = last
+    def __init__(self, share: float = 1.0) -> None:
+        _check(share)
+        self.share = share
 
     def __call__(self, num_steps: int) -> list[Window]:
-        _enough(num_steps, self.last)
-        return [Window(num_steps - 1 - int(torch.randint(self.last, ())), num_steps)]
+        return [Window(num_steps - 1 - int(torch.randint(late(num_steps, self.share), ())), num_steps)]
 
 
-def _enough(num_steps: int, needed: int) -> None:
-    if num_steps < needed:
-        raise ValueError(f"the generator takes {num_steps} steps (generator.num_steps), the policy needs {needed}.")
+def late(num_steps: int, share: float) -> int:
+    """How many steps the last `share` of `num_steps` are: at least one."""
+    return max(1, round(share * num_steps))
+
+
+def _check(share: float) -> None:
+    if not 0 < share <= 1:
+        raise ValueError(f"share={share} of the steps must be above 0 and at most 1.")

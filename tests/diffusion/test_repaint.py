@@ -16,7 +16,7 @@ def ads(count: int = 3) -> dict:
 
 def test_it_is_the_estimate_from_the_noised_latents_with_the_product_in_place():
     painter, batch = tiny.generator(guidance_scale=2.0), ads()
-    made = Repaint(painter, last=1)(batch, seed=5)  # last=1: the last step alone
+    made = Repaint(painter, share=0.1)(batch, seed=5)  # the last step of 6 alone
     c, i = painter.encode(batch, 5), painter.num_steps - 1
     a = painter.alpha_bars[i]
     coded = painter.vae.encode(2 * batch["image"] - 1).latent_dist.mode() * painter.vae.config["scaling_factor"]
@@ -30,11 +30,11 @@ def test_it_is_the_estimate_from_the_noised_latents_with_the_product_in_place():
 
 
 def test_it_depends_on_seed_and_key():
-    repaint, batch = Repaint(tiny.generator(), last=3), ads()
+    repaint, batch = Repaint(tiny.generator(), share=0.5), ads()
     assert torch.equal(repaint(batch, 1), repaint(batch, 1))
     assert not torch.allclose(repaint(batch, 1), repaint(batch, 2))
-    with pytest.raises(ValueError, match="last=7 must be in 1 to 6"):
-        Repaint(tiny.generator(), last=7)
+    with pytest.raises(ValueError, match=r"share=7 of the steps"):
+        Repaint(tiny.generator(), share=7)
 
 
 class Ads:
@@ -75,7 +75,7 @@ def test_a_share_of_training_rows_is_repainted_and_no_validation_row(tmp_path):
     source, runs = Ads(), []
     own = {row["key"]: torch.from_numpy(row["image"]) / 255 for row in source.split("train")}
     for _ in range(2):
-        data, watcher = AdData(source, 4, 0, repaint=Repaint(tiny.generator(), 2), repainted=0.5), Watcher()
+        data, watcher = AdData(source, 4, 0, repaint=Repaint(tiny.generator(), 0.3), repainted=0.5), Watcher()
         L.Trainer(
             accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, default_root_dir=tmp_path,
@@ -93,6 +93,6 @@ def test_refuses_by_name():
     with pytest.raises(ValueError, match=r"repainted=0\.5, but there is no repaint"):
         AdData(Ads(), repainted=0.5)
     with pytest.raises(ValueError, match="repaint needs product, prompt, which Ads lacks"):
-        AdData(Ads({"key", "image", "label"}), repaint=Repaint(tiny.generator(), 2))
+        AdData(Ads({"key", "image", "label"}), repaint=Repaint(tiny.generator(), 0.3))
     with pytest.raises(ValueError, match="nothing is there to repaint"):
         AdData(Ads()).batches("test", repainted=True)
