@@ -81,7 +81,7 @@ def random_sd15(size: int, **settings: Any) -> Generator:
 def rfft(generator: Generator, reward: Reward, part: str, draws: int, regularizer: Regularizer) -> tuple[Any, Any]:
     """The system, and its loss of a batch: at step 35 of 40, or at `draws` steps from 30 on."""
     system = RFFT(generator, reward, regularizer, LateRandom(), part=part, gradients_every=0)
-    system.steps = lambda num_steps: late(num_steps, draws)  # pyright: ignore[reportAttributeAccessIssue]
+    system.steps = lambda num_steps, chance: late(num_steps, draws)  # pyright: ignore[reportAttributeAccessIssue]
 
     def loss(batch: Batch, seed: int) -> Tensor:
         pairs = [system.losses(*look) for look in system.looks(batch, seed)]

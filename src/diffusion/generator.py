@@ -49,9 +49,10 @@ class Generator(nn.Module):
     Args:
         num_steps: denoising steps T; step index i counts from 0, the noisiest, to T - 1.
         guidance_scale: s in uncond + s (text - uncond).
-        control_scale: by which the ControlNet's residuals are multiplied.
+        control_scale: by which the ControlNet's residuals are multiplied; 0: the UNet paints alone.
         negative_prompt: the text of the unconditional branch; the ControlNet is active in both.
-        dilation: pixels by which the painted region reaches into the product; the product is pasted whole in the end.
+        dilation: side in pixels of the square by which the painted region is dilated, so that it reaches half as far
+            into the product (the authors: 20); the product is pasted whole in the end.
         backdrop: grey in [0, 1] behind the product when it is encoded to latents.
     """
 
@@ -78,6 +79,8 @@ class Generator(nn.Module):
         backdrop: float = 1.0,
     ) -> None:
         super().__init__()
+        if num_steps < 1 or dilation < 0:
+            raise ValueError(f"num_steps={num_steps} must be at least 1, dilation={dilation} not negative.")
         kind = scheduler.config.get("prediction_type", "epsilon")
         if kind not in ("epsilon", "v_prediction"):
             raise ValueError(f"the scheduler's prediction_type is {kind}; epsilon and v_prediction are known.")
@@ -144,13 +147,17 @@ class Generator(nn.Module):
     def predict(self, x: Tensor, t: Tensor, text: Tensor, edges: Tensor) -> Tensor:
         """What the UNet says, in its own terms, of latents x (batch, channels, h, w) at timesteps t; as wide as x."""
         noisy, edges = x.to(self.unet.dtype), edges.to(self.controlnet.dtype)
-        down, middle = self.controlnet(
-            noisy,
-            t,
-            encoder_hidden_states=text,
-            controlnet_cond=edges,
-            conditioning_scale=self.control_scale,
-            return_dict=False,
+        down, middle = (
+            self.controlnet(
+                noisy,
+                t,
+                encoder_hidden_states=text,
+                controlnet_cond=edges,
+                conditioning_scale=self.control_scale,
+                return_dict=False,
+            )
+            if self.control_scale
+            else (None, None)
         )
         return self.unet(
             noisy,
@@ -263,7 +270,8 @@ def load_generator(folder: str | Path, controlnet: str | Path | None = None, **s
     """The generator of a folder or hub id in diffusers' layout, float32; `settings` are `Generator`'s.
 
     `controlnet`: a folder or hub id of its own; None: the subfolder of that name. The scheduler's configuration is read
-    as DDIM's, whatever scheduler it was written by. Raises ValueError naming the folder and the part that is missing or
+    as DDIM's, whatever scheduler it was written by: betas and prediction type; with leading timesteps and without
+    clipping, as Stable Diffusion 1.5 is sampled. Raises ValueError naming the folder and the part that is missing or
     cannot be read.
     """
     return Generator(
@@ -272,7 +280,12 @@ def load_generator(folder: str | Path, controlnet: str | Path | None = None, **s
         part_of(AutoencoderKL, folder, "vae"),
         part_of(UNet2DConditionModel, folder, "unet"),
         part_of(ControlNetModel, controlnet) if controlnet else part_of(ControlNetModel, folder, "controlnet"),
-        part_of(DDIMScheduler, folder, "scheduler"),
+        DDIMScheduler.from_config(
+            part_of(DDIMScheduler, folder, "scheduler").config,
+            timestep_spacing="leading",
+            clip_sample=False,
+            thresholding=False,
+        ),
         **settings,
     )
 

@@ -17,10 +17,10 @@ class Window(NamedTuple):
 
 
 class StepPolicy(ABC):
-    """One draw per batch, from torch's random numbers."""
+    """One draw per batch, from `chance`, or torch's own random numbers."""
 
     @abstractmethod
-    def __call__(self, num_steps: int) -> list[Window]:
+    def __call__(self, num_steps: int, chance: torch.Generator | None = None) -> list[Window]:
         """Windows in the order of their starts. Raises ValueError if there are fewer steps than the policy needs."""
 
 
@@ -33,11 +33,11 @@ class LateRandom(StepPolicy):
             raise ValueError(f"draws={draws} must be at least 1.")
         self.share, self.draws = share, draws
 
-    def __call__(self, num_steps: int) -> list[Window]:
+    def __call__(self, num_steps: int, chance: torch.Generator | None = None) -> list[Window]:
         last = late(num_steps, self.share)
         if self.draws > last:
             raise ValueError(f"draws={self.draws} different steps cannot be drawn from the last {last} of {num_steps}.")
-        steps = (num_steps - last + torch.randperm(last)[: self.draws]).sort().values.tolist()
+        steps = (num_steps - last + torch.randperm(last, generator=chance)[: self.draws]).sort().values.tolist()
         return [Window(step, step + 1) for step in steps]
 
 
@@ -49,7 +49,7 @@ class LastK(StepPolicy):
             raise ValueError(f"k={k} must be at least 1.")
         self.k = k
 
-    def __call__(self, num_steps: int) -> list[Window]:
+    def __call__(self, num_steps: int, chance: torch.Generator | None = None) -> list[Window]:
         if num_steps < self.k:
             raise ValueError(f"the generator takes {num_steps} steps (generator.num_steps), k={self.k}.")
         return [Window(num_steps - self.k, num_steps)]
@@ -62,8 +62,9 @@ class RandomTruncation(StepPolicy):
         _check(share)
         self.share = share
 
-    def __call__(self, num_steps: int) -> list[Window]:
-        return [Window(num_steps - 1 - int(torch.randint(late(num_steps, self.share), ())), num_steps)]
+    def __call__(self, num_steps: int, chance: torch.Generator | None = None) -> list[Window]:
+        start = num_steps - 1 - int(torch.randint(late(num_steps, self.share), (), generator=chance))
+        return [Window(start, num_steps)]
 
 
 def late(num_steps: int, share: float) -> int:

@@ -53,7 +53,7 @@ class Autoencoder(L.LightningModule):
     product alone on white, which is what a generator that keeps the product encodes.
 
     Args:
-        pretrained: folder or hub id with weights ("stabilityai/sd-vae-ft-mse"), or None: start from nothing (`begin_short`).
+        pretrained: folder or hub id with weights ("stabilityai/sd-vae-ft-mse"), or None: from nothing (`begin_short`).
         block_out_channels, layers_per_block, latent_channels, norm_num_groups: of `diffusers.AutoencoderKL`.
         lr, weight_decay, warmup: see `src.models.schedule.adamw`.
     """
@@ -168,9 +168,13 @@ class Autoencoder(L.LightningModule):
         from torchvision.utils import save_image
 
         folder.mkdir(parents=True, exist_ok=True)
-        batch = next(iter(data.batches("test", self.device)))
-        pictures = batch["image"][:8]
+        pictures: list[Tensor] = []
+        for batch in data.batches("test", self.device):
+            pictures += batch["image"]
+            if len(pictures) >= 8:
+                break
+        shown = torch.stack(pictures[:8])
         with torch.inference_mode():
-            sheet = torch.cat([pictures, self(pictures).clamp(0, 1)])
-        save_image(sheet, folder / "reconstructions.png", nrow=8, padding=2)
+            sheet = torch.cat([shown, self(shown).clamp(0, 1)])
+        save_image(sheet, folder / "reconstructions.png", nrow=len(shown), padding=2)
         return [folder / "reconstructions.png"]

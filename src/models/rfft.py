@@ -12,8 +12,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from src.data.batch import Batch
-from src.diffusion.generator import Conditions, Generator
+from src.diffusion.generator import Conditions, Generator, keyed
 from src.diffusion.panel import Panel
+from src.diffusion.part import PARTS
 from src.diffusion.regularizers import Regularizer
 from src.diffusion.sheet import draw_pairs, draw_pictures
 from src.diffusion.steps import StepPolicy, Window
@@ -45,6 +46,8 @@ class RFFT(Tuner):
         checkpointing: compute activations of the step with gradient twice instead of keeping them.
         gradients_every: steps between two measurements of the reward's and the regularizer's gradients: their norms,
             after beta, and the cosine between them; 0: never. Each costs a second backward pass.
+        seed: of the rollouts' noise and of the steps drawn, which depend on it and on the optimizer's step alone (and
+            on the picture's key): on no batch size, accumulation or process.
         rank, ema, lr, weight_decay, warmup, schedule: see `Tuner`.
     """
 
@@ -69,6 +72,7 @@ class RFFT(Tuner):
         hinge: float | None = None,
         checkpointing: bool = False,
         gradients_every: int = 10,
+        seed: int = 0,
         ema: float | None = None,
         lr: float = 1e-5,
         weight_decay: float = 0.01,
@@ -77,13 +81,16 @@ class RFFT(Tuner):
     ) -> None:
         super().__init__(generator, part, rank, ema, lr, weight_decay, warmup, schedule)
         self.save_hyperparameters(ignore=["generator", "reward", "regularizer", "steps", "panel", "views"])
+        if part == "all":
+            raise ValueError(f"part=all: a reward tunes one of {', '.join(p for p in PARTS if p != 'all')}.")
         if guidance_gradient not in GUIDANCE_GRADIENTS:
             raise ValueError(f"guidance_gradient={guidance_gradient}: choose one of {', '.join(GUIDANCE_GRADIENTS)}.")
         if own := reward.fields & {"depth", "saliency", "image"}:
             raise ValueError(f"{type(reward).__name__} takes {', '.join(sorted(own))} from the batch, not the picture.")
         self.reward, self.regularizer, self.steps, self.panel = reward, regularizer, steps, panel or Panel()
         self.views = views or Views()
-        self.guidance_gradient, self.hinge, self.gradients_every = guidance_gradient, hinge, gradients_every
+        self.guidance_gradient, self.hinge = guidance_gradient, hinge
+        self.gradients_every, self.seed, self.tuned = gradients_every, seed, False
         self.fields = frozenset({"prompt", "product"} | reward.fields | self.panel.fields)
         self.shown: dict[str, list[tuple[Tensor, str]]] = {}  # pictures and prompts, by split
         self.part.keep_reference()
@@ -92,7 +99,8 @@ class RFFT(Tuner):
                 net.enable_gradient_checkpointing()
 
     def training_step(self, batch: Batch) -> Tensor:
-        looks, size = self.looks(batch, batches_trained(self.trainer)), len(batch["key"])
+        step, first = divmod(batches_trained(self.trainer), self.trainer.accumulate_grad_batches)
+        looks, size = self.looks(batch, (self.seed << 32) + step), len(batch["key"])
         reward, penalty = (
             torch.stack(part).mean() for part in zip(*[self.losses(*pair) for pair in looks], strict=True)
         )
@@ -101,17 +109,24 @@ class RFFT(Tuner):
         self.log("train/reward", values.mean(), prog_bar=True, batch_size=size)
         self.log_dict({f"train/reward_{name}": part for name, part in parts.items()}, batch_size=size)
         self.log("train/regularizer", penalty, batch_size=size)
-        if self.regularizer.beta and self.gradients_every and self.trainer.global_step % self.gradients_every == 0:
-            pull = gradient_agreement(reward, self.regularizer.beta * penalty, list(self.part.weights().values()))
-            names = ("grad/reward", "grad/regularizer", "grad/cosine")
-            self.log_dict(dict(zip(names, pull, strict=True)), batch_size=size)
+        if self.gradients_every and not first and (step + 1) % self.gradients_every == 0:
+            self.compare(reward, self.regularizer.beta * penalty, step)
         return reward + self.regularizer.beta * penalty
+
+    def compare(self, reward: Tensor, penalty: Tensor, step: int) -> None:
+        """Logs the norms of both gradients at this optimizer step, and their cosine if there are two."""
+        both = gradient_agreement(
+            reward, penalty if self.regularizer.beta else 0 * reward, [*self.part.weights().values()]
+        )
+        pulls = dict(zip(("grad/reward", "grad/regularizer", "grad/cosine"), map(float, both), strict=True))
+        for logger in self.loggers:
+            logger.log_metrics(pulls if self.regularizer.beta else {"grad/reward": pulls["grad/reward"]}, step)
 
     def looks(self, batch: Batch, seed: int) -> list[tuple[Score, Tensor]]:
         """The reward and the penalty, (batch,), in every window of one rollout from noise of (seed, key)."""
         conditions = self.net.encode(batch, seed)
         x, at, found = conditions.noise, 0, []
-        for window in self.steps(self.net.num_steps):
+        for window in self.steps(self.net.num_steps, keyed(seed, "steps")):
             with torch.no_grad(), self.part.quick():
                 x = self.net.rollout(conditions, window.start, at, x)
             at = window.start
@@ -148,10 +163,15 @@ class RFFT(Tuner):
         self._measure("val", batch)
 
     def test_step(self, batch: Batch) -> None:
-        """The tuned generator and, under names with `before_`, the one that it was."""
+        """The generator and, after training, under names with `before_`, the one that it was."""
         self._measure("test", batch)
-        with self.part.reference():
-            self._measure("test/before_", batch)
+        if self.tuned:
+            with self.part.reference():
+                self._measure("test/before_", batch)
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self.tuned = True
 
     def _measure(self, split: str, batch: Batch) -> None:
         """Logs the panel's measures of pictures whose noise is the same every time, and remembers the first ones."""

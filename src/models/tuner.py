@@ -69,6 +69,11 @@ class Tuner(L.LightningModule):
         self._swap()
 
     def on_fit_start(self) -> None:
+        """Raises ValueError for a precision in which the trained weights would not be float32."""
+        if self.trainer.precision in ("16-true", "bf16-true"):
+            raise ValueError(
+                f"trainer.precision={self.trainer.precision}: trained weights stay float32; use bf16-mixed."
+            )
         if self.trainer.precision == "bf16-mixed":
             self.part.halve()
 

@@ -1,11 +1,14 @@
 """RFFT: which weights get which gradient, what the reward sees, and what does not change the result."""
 
+import csv
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
 from diffusers.pipelines.controlnet.pipeline_controlnet_inpaint import StableDiffusionControlNetInpaintPipeline
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from src.data.batch import Batch
@@ -145,10 +148,54 @@ def test_at_the_reference_the_penalty_is_zero_and_away_from_it_not_and_the_refer
         assert torch.equal(system.look(x, window, conditions, batch)[1], torch.zeros(2))
         _, penalty = shaken(system).look(x, window, conditions, batch)
         assert (penalty > 1e-9).all()
-        penalty.sum().backward()
         copies = [weight for name, weight in system.named_parameters() if ".was." in name]
-        assert all(weight.grad is None for weight in copies)
         assert bool(copies) == (not part.endswith("_lora"))
+
+
+class Spy(Regularizer):
+    """Keeps what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(2.0)
+        self.asked: list[tuple[Any, Any, float, float]] = []
+
+    def __call__(self, tuned: Any, reference: Any, a: float, s: float) -> Tensor:
+        self.asked.append((tuned, reference, a, s))
+        return torch.full((len(tuned[0]),), float(len(self.asked)))
+
+
+@pytest.mark.parametrize("window", [Window(4, 5), Window(3, 6)])
+def test_both_models_see_the_rollouts_own_latents_and_the_reference_leaves_no_trace(window):
+    spy = Spy()
+    system, batch = shaken(rfft(spy, part="unet", guidance_scale=2.0)), ads()
+    conditions = system.net.encode(batch)
+    with torch.no_grad():
+        x = system.net.rollout(conditions, window.start)
+        known = system.net.noise(x, window.start, conditions)
+        with system.part.reference():
+            was = system.net.noise(x, window.start, conditions)
+    score, penalty = system.look(x, window, conditions, batch)
+    steps = range(window.start, window.stop)
+    assert [a for _, _, a, _ in spy.asked] == [system.net.alpha_bars[i] for i in steps]
+    assert all(s == 2.0 for *_, s in spy.asked)
+    tuned, reference = spy.asked[0][:2]
+    for got, true in ((tuned, known), (reference, was)):
+        for branch in (0, 1):
+            torch.testing.assert_close(got[branch].detach(), true[branch])
+    assert all(t.requires_grad for pair, _, _, _ in spy.asked for t in pair)
+    assert not any(t.requires_grad for _, pair, _, _ in spy.asked for t in pair)
+    assert penalty.tolist() == [(len(steps) + 1) / 2] * 2  # the mean over the window
+    value, mean = system.losses(score, penalty)
+    torch.testing.assert_close(value, -score.value.mean())
+    assert float(mean) == (len(steps) + 1) / 2
+
+
+def test_a_judge_is_no_reward_and_all_is_no_part():
+    for file in Path("conf/reward").glob("*.yaml"):
+        told = file.read_text(encoding="utf-8")
+        assert "checkpoints/judge" not in told and "checkpoints/reader" not in told
+    with pytest.raises(ValueError, match="part=all: a reward tunes one of unet, controlnet"):
+        rfft(part="all")
 
 
 def test_without_a_regularizer_no_reference_is_asked(monkeypatch):
@@ -174,6 +221,30 @@ def test_the_reward_sees_the_pasted_product_and_cannot_move_it():
     assert float(gradient.abs().max()) > 0
 
 
+def first_gradient(accumulate: int, seed: int = 0) -> Tensor:
+    """The gradient of the first optimizer step on four rows."""
+    gradients: list[Tensor] = []
+
+    class Watch(L.Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            gradients.append(torch.cat([weight.grad.flatten() for weight in pl_module.part.weights().values()]))
+
+    source = Showroom({"train": 8, "val": 2, "test": 2}, size=tiny.SIZE, holds=["product", "prompt", "title"])
+    system = shaken(rfft(ConsistentCondition(0.3), LateRandom(0.5), part="unet", seed=seed))
+    L.Trainer(
+        accelerator="cpu", max_steps=1, callbacks=[Watch()], logger=False, limit_val_batches=0,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        accumulate_grad_batches=accumulate,
+    ).fit(system, AdData(source, batch_size=4 // accumulate, num_workers=0))  # fmt: skip
+    return gradients[0]
+
+
+def test_a_step_depends_on_the_seed_and_not_on_the_size_of_batches():
+    whole, parts, other = first_gradient(1), first_gradient(4), first_gradient(1, seed=1)
+    torch.testing.assert_close(whole, parts, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
+    assert float((whole - other).norm() / whole.norm()) > 0.1
+
+
 def test_one_of_four_four_times_is_four_at_once():
     batch, window = ads(4), Window(4, 5)
     gradients = []
@@ -188,6 +259,7 @@ def test_one_of_four_four_times_is_four_at_once():
 
 def saved_elements(system: RFFT, window: Window) -> int:
     """How many numbers the graph of one gradient step keeps, rollout included."""
+    system.steps = lambda num_steps, chance: [window]  # type: ignore[assignment]
     count = 0
 
     def keep(tensor: Tensor) -> Tensor:
@@ -196,7 +268,7 @@ def saved_elements(system: RFFT, window: Window) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        total(system, ads(1), window)
+        system.looks(ads(1), 0)
     return count
 
 
@@ -232,21 +304,22 @@ def test_options_of_the_loss():
     assert float(rfft().losses(score, torch.tensor([1.0, 3.0]))[1]) == 2.0
 
 
-def test_gradients_of_both_terms_are_logged(tmp_path):
-    logged: dict[str, float] = {}
-
-    class Watch(L.Callback):
-        def on_train_batch_end(self, trainer, *_):
-            logged.update({name: float(value) for name, value in trainer.logged_metrics.items()})
-
-    system = shaken(rfft(KL(1.0), part="controlnet", gradients_every=1, views=Views(2, shift=1)))
+@pytest.mark.parametrize("regularizer", [KL(1.0), NoRegularizer()], ids=lambda r: type(r).__name__)
+def test_gradients_of_both_terms_are_logged_at_their_step(regularizer, tmp_path):
+    system = shaken(rfft(regularizer, part="controlnet", gradients_every=2, views=Views(2, shift=1)))
     L.Trainer(
-        accelerator="cpu", max_steps=1, callbacks=[Watch()], logger=False, log_every_n_steps=1, limit_val_batches=0,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+        accelerator="cpu", max_steps=2, logger=CSVLogger(tmp_path), log_every_n_steps=1, limit_val_batches=0,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, accumulate_grad_batches=2,
     ).fit(system, data())  # fmt: skip
-    assert logged["grad/reward"] > 0
-    assert logged["grad/regularizer"] > 0
-    assert -1 < logged["grad/cosine"] < 1
+    with next(tmp_path.rglob("metrics.csv")).open() as file:
+        rows = [row for row in csv.DictReader(file) if row.get("grad/reward")]
+    assert [row["step"] for row in rows] == ["1"]  # steps count from 0; the second, once
+    assert float(rows[0]["grad/reward"]) > 0
+    if isinstance(regularizer, KL):
+        assert float(rows[0]["grad/regularizer"]) > 0
+        assert -1 < float(rows[0]["grad/cosine"]) < 1
+    else:
+        assert "grad/cosine" not in rows[0]
 
 
 def test_the_loss_is_the_mean_over_the_views():
