@@ -12,9 +12,9 @@ class Repaint(nn.Module):
     """Pictures (batch, 3, height, width) in [0, 1] that a generator has noised a little and estimated again.
 
     Through the VAE, to the noise of one of the last `share` of the denoising steps, back by the guided estimate x0-hat,
-    and decoded, with the product pasted: what RFFT shows to a reward, made of a picture whose label is known. What is to be seen in
-    it stays; texture is the generator's. The noise is a function of (seed, key); a batch goes through one step, a
-    function of the seed and its first key.
+    and decoded, with the product pasted: what RFFT shows to a reward, made of a picture whose label is known. What is
+    to be seen in it stays; texture is the generator's. The noise is a function of (seed, key); a batch goes through one
+    step, a function of the seed and its first key.
 
     Raises ValueError if `share` is not above 0 and at most 1.
     """

@@ -193,7 +193,8 @@ def test_both_models_see_the_rollouts_own_latents_and_the_reference_leaves_no_tr
 def test_a_judge_is_no_reward_and_all_is_no_part():
     for file in Path("conf/reward").glob("*.yaml"):
         told = file.read_text(encoding="utf-8")
-        assert "checkpoints/judge" not in told and "checkpoints/reader" not in told
+        assert "checkpoints/judge" not in told
+        assert "checkpoints/reader" not in told
     with pytest.raises(ValueError, match="part=all: a reward tunes one of unet, controlnet"):
         rfft(part="all")
 
