@@ -96,6 +96,9 @@ def generate(generator: Generator, reward: Reward, config: DictConfig) -> tuple[
         raise ValueError(f"{type(reward).__name__} needs {', '.join(foreign)}, which a product folder does not have.")
     if config.precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision={config.precision}: choose one of float32, bfloat16.")
+    size, cell = config.size or generator.size, 2 ** (len(generator.vae.config["block_out_channels"]) - 1)
+    if size % cell:
+        raise ValueError(f"size={size}: this generator paints multiples of {cell} px.")
     plain: Any = OmegaConf.to_container(config, resolve=True)
     of = {name: value for name, value in plain.items() if name not in FREE}
     wanted = orders(config.products, config.prompts)
@@ -105,7 +108,7 @@ def generate(generator: Generator, reward: Reward, config: DictConfig) -> tuple[
     device = torch_device(config.device)
     generator.to(device)
     reward.to(device)
-    asked = records(waiting, reward, config.size or generator.size, config, bad)
+    asked = records(waiting, reward, size, config, bad)
     half = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
     with half, tqdm(total=len(wanted), initial=len(done), unit="ad", disable=None) as bar:
         pairs = recurrent(
@@ -137,6 +140,9 @@ def main() -> int:
     try:
         generator, reward = build(config.generator).eval().requires_grad_(False), build(config.reward)
         manifest, bad = generate(generator, reward, config)
+    except torch.OutOfMemoryError as error:
+        sys.stderr.write(f"generate: {error}\nbatch_size={config.batch_size} is too many; the same command goes on.\n")
+        return 2
     except (ValueError, OSError) as error:
         sys.stderr.write(f"generate: {error}\n")
         return 2

@@ -1,5 +1,6 @@
 """Products to be advertised: a folder of pictures with alpha and a file of prompts, put on the generator's canvas."""
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,8 @@ def orders(products: str | Path, prompts: str | Path) -> list[Order]:
 
     `prompts` is a CSV, TSV or JSONL table with the columns key and prompt, and maybe title; or a .txt file of prompts,
     one a line, which the products take in turn. Raises ValueError if there is no folder, picture or prompt at all, for
-    two pictures of one stem and for a torn table; a product that the table does not name has the prompt "".
+    two pictures of one stem, for a torn table and for a key that it has twice; a product that the table does not name
+    has the prompt "", and what it names besides the products is left alone.
     """
     folder, file = Path(products), Path(prompts)
     if not folder.is_dir():
@@ -51,28 +53,40 @@ def orders(products: str | Path, prompts: str | Path) -> list[Order]:
     if not file.is_file():
         raise ValueError(f"prompts={prompts}: there is no such file.")
     if file.suffix.lower() == ".txt":
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in _text(file).splitlines() if line.strip()]
         if not lines:
             raise ValueError(f"prompts={prompts}: it has no prompt.")
         return [Order(key, path, lines[n % len(lines)]) for n, (key, path) in enumerate(by_key.items())]
-    told = {row["key"]: row for row in _table(file)}
+    told: dict[str, dict[str, str]] = {}
+    for line, row in _table(file):
+        if row["key"] in told:
+            raise ValueError(f"{file}, line {line}: the key {row['key']} stands in an earlier line already.")
+        told[row["key"]] = row
     return [
         Order(key, path, told.get(key, {}).get("prompt", ""), told.get(key, {}).get("title", ""))
         for key, path in by_key.items()
     ]
 
 
-def _table(file: Path) -> Iterator[dict[str, str]]:
+def _text(file: Path) -> str:
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prompts={file}: no UTF-8 text: {error}.") from None
+
+
+def _table(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """The lines' numbers and rows."""
     separator = SEPARATORS.get(file.suffix.lower())
     if not separator and file.suffix.lower() != ".jsonl":
         raise ValueError(f"prompts={file}: a .csv, .tsv, .jsonl or .txt file is needed, not '{file.suffix}'.")
-    with file.open(encoding="utf-8-sig", newline="") as handle:
+    with io.StringIO(_text(file), newline="") as handle:
         for line, row, reason in csv_rows(handle, separator) if separator else json_rows(handle):
             if missing := [name for name in ("key", "prompt") if name not in row]:
                 reason = reason or f"has no {' and no '.join(missing)}"
             if reason:
                 raise ValueError(f"{file}, line {line}: {reason}.")
-            yield {name: str(value or "").strip() for name, value in row.items()}
+            yield line, {name: str(value or "").strip() for name, value in row.items()}
 
 
 def placed(file: Path, size: int, scale: float = 0.72, centre: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:

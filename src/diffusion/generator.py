@@ -274,18 +274,15 @@ def load_generator(folder: str | Path, controlnet: str | Path | None = None, **s
     clipping, as Stable Diffusion 1.5 is sampled. Raises ValueError naming the folder and the part that is missing or
     cannot be read.
     """
+    plain = {"timestep_spacing": "leading", "clip_sample": False, "thresholding": False}
+    ddim: Any = DDIMScheduler
     return Generator(
         part_of(CLIPTokenizer, folder, "tokenizer"),
         part_of(CLIPTextModel, folder, "text_encoder"),
         part_of(AutoencoderKL, folder, "vae"),
         part_of(UNet2DConditionModel, folder, "unet"),
         part_of(ControlNetModel, controlnet) if controlnet else part_of(ControlNetModel, folder, "controlnet"),
-        DDIMScheduler.from_config(
-            part_of(DDIMScheduler, folder, "scheduler").config,
-            timestep_spacing="leading",
-            clip_sample=False,
-            thresholding=False,
-        ),
+        ddim.from_config(part_of(DDIMScheduler, folder, "scheduler").config, **plain),
         **settings,
     )
 

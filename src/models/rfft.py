@@ -118,9 +118,9 @@ class RFFT(Tuner):
         both = gradient_agreement(
             reward, penalty if self.regularizer.beta else 0 * reward, [*self.part.weights().values()]
         )
-        pulls = dict(zip(("grad/reward", "grad/regularizer", "grad/cosine"), map(float, both), strict=True))
+        names = ["grad/reward", "grad/regularizer", "grad/cosine"] if self.regularizer.beta else ["grad/reward"]
         for logger in self.loggers:
-            logger.log_metrics(pulls if self.regularizer.beta else {"grad/reward": pulls["grad/reward"]}, step)
+            logger.log_metrics(dict(zip(names, map(float, both), strict=False)), step)
 
     def looks(self, batch: Batch, seed: int) -> list[tuple[Score, Tensor]]:
         """The reward and the penalty, (batch,), in every window of one rollout from noise of (seed, key)."""
@@ -187,6 +187,8 @@ class RFFT(Tuner):
 
     def on_validation_epoch_end(self) -> None:
         """Draws `pictures/step-N.png`: the same products, prompts and noise as ever."""
+        if not self.shown.get("val"):  # a process without a row
+            return
         pictures, prompts = zip(*self.shown.pop("val"), strict=True)
         step, folder = self.trainer.global_step, Path(self.trainer.default_root_dir) / "pictures"
         if self.trainer.is_global_zero:

@@ -37,6 +37,8 @@ def test_a_table_gives_each_picture_its_prompt_and_lines_of_text_go_round(tmp_pa
     assert [order.prompt for order in orders(folder, tmp_path / "p.jsonl")] == ["", "", "x"]
     (tmp_path / "p.txt").write_text("first\n\nsecond\n")
     assert [order.prompt for order in orders(folder, tmp_path / "p.txt")] == ["first", "second", "first"]
+    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfonly")
+    assert {order.prompt for order in orders(folder, tmp_path / "bom.txt")} == {"only"}
 
 
 def test_what_cannot_be_read_is_told_by_file_and_line(tmp_path):
@@ -44,7 +46,13 @@ def test_what_cannot_be_read_is_told_by_file_and_line(tmp_path):
     (tmp_path / "empty").mkdir()
     good = tmp_path / "good.txt"
     good.write_text("a room")
-    for name, text in (("torn.csv", "key,prompt\na,x,y\n"), ("none.csv", "key,title\na,x\n"), ("blank.txt", " \n")):
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    for name, text in (
+        ("twice.csv", "key,prompt\na,x\na,y\n"),
+        ("torn.csv", "key,prompt\na,x,y\n"),
+        ("none.csv", "key,title\na,x\n"),
+        ("blank.txt", " \n"),
+    ):
         (tmp_path / name).write_text(text)
     for folder, file, words in (
         ("nowhere", "good.txt", "products=.*nowhere: there is no such folder"),
@@ -53,6 +61,8 @@ def test_what_cannot_be_read_is_told_by_file_and_line(tmp_path):
         ("in", "torn.csv", r"torn\.csv, line 2: has 3 cells for 2 columns"),
         ("in", "none.csv", r"none\.csv, line 2: has no prompt"),
         ("in", "blank.txt", "it has no prompt"),
+        ("in", "twice.csv", r"twice\.csv, line 3: the key a stands in an earlier line"),
+        ("in", "latin.txt", r"latin\.txt: no UTF-8 text"),
     ):
         with pytest.raises(ValueError, match=words):
             orders(tmp_path / folder, tmp_path / file)

@@ -1,5 +1,6 @@
 """The paper's equations against diffusers' own pipeline and by hand."""
 
+import json
 from typing import Any
 
 import pytest
@@ -117,3 +118,20 @@ def test_what_it_cannot_paint_with_is_refused_by_name():
         generator.encode(tiny.ads(2) | {"product": torch.zeros(2, 3, 64, 64)})
     with pytest.raises(ValueError, match="prediction_type is sample"):
         tiny.generator(prediction="sample")
+
+
+def test_a_scheduler_of_another_kind_is_read_as_ddim_with_leading_steps_and_no_clipping(tmp_path):
+    painter = tiny.generator()
+    painter.save(tmp_path)
+    file = tmp_path / "scheduler/scheduler_config.json"
+    told = json.loads(file.read_text())
+    odd = {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "linspace", "thresholding": True}
+    del told["clip_sample"]  # DDIM's own default is to clip
+    file.write_text(json.dumps(told | odd))
+    again = load_generator(tmp_path, **painter.settings)
+    assert again.timesteps == painter.timesteps
+    batch = tiny.ads(2)
+    torch.testing.assert_close(again.sample(again.encode(batch)), painter.sample(painter.encode(batch)))
+    again.save(tmp_path / "tuned")  # what diffusers opens then paints the same
+    saved = json.loads((tmp_path / "tuned/scheduler/scheduler_config.json").read_text())
+    assert (saved["timestep_spacing"], saved["clip_sample"], saved["thresholding"]) == ("leading", False, False)

@@ -228,7 +228,7 @@ def first_gradient(accumulate: int, seed: int = 0) -> Tensor:
 
     class Watch(L.Callback):
         def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-            gradients.append(torch.cat([weight.grad.flatten() for weight in pl_module.part.weights().values()]))
+            gradients.append(torch.cat([w.grad.flatten() for w in pl_module.parameters() if w.grad is not None]))
 
     source = Showroom({"train": 8, "val": 2, "test": 2}, size=tiny.SIZE, holds=["product", "prompt", "title"])
     system = shaken(rfft(ConsistentCondition(0.3), LateRandom(0.5), part="unet", seed=seed))
