@@ -1,6 +1,8 @@
 """The composition of configurations from small made trees, and a walk through the project's own `conf/`."""
 
 import inspect
+import re
+import shlex
 import subprocess
 import sys
 import types
@@ -483,3 +485,15 @@ def test_null_and_other_types_are_refused_where_an_argument_is_plain():
 def test_a_bare_key_is_told_how_to_be_one():
     with pytest.raises(ConfigError, match=r"'resume' is not key=value; nearest: resume="):
         compose("fit", ["model=rfnet", "resume"])
+
+
+def told_commands() -> list[str]:
+    """The commands in the head comments of conf/, a continued one on one line."""
+    heads = [re.sub(r"\n# {4,}", " ", file.read_text(encoding="utf-8")) for file in CONF.rglob("*.yaml")]
+    told = {line for head in heads for line in re.findall(r"python -m src\.fit (.*)", head)}
+    return sorted(re.sub(r"\s{2,}\(.*", "", line) for line in told)
+
+
+@pytest.mark.parametrize("words", told_commands())
+def test_every_command_that_a_configuration_tells_composes(words):
+    assert compose("fit", shlex.split(words)).model._target_

@@ -40,13 +40,16 @@ class Source(Protocol):
 
 
 class _Lists(Dataset):
-    """A split asked for many rows at once."""
+    """A split asked for many rows at once, and for some of their fields; None: all."""
 
-    def __init__(self, rows: Rows):
-        self.rows = rows
+    def __init__(self, rows: Rows, fields: frozenset[str] | None):
+        self.rows, self.fields = rows, fields
 
     def __getitem__(self, indices: list[int]) -> list[Record]:
-        return [self.rows[index] for index in indices]
+        records = [self.rows[index] for index in indices]
+        if self.fields is None:
+            return records
+        return [{name: value for name, value in record.items() if name in self.fields} for record in records]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -88,8 +91,8 @@ class AdData(L.LightningDataModule):
             `src.diffusion.repaint`; a system that is to judge a generator's pictures should have met its hand.
         repainted: share in [0, 1] of the training rows that it changes, before any map is made.
 
-    A system says what it needs: `fields`; `targets`, those of them that it learns, which must be the source's own, or
-    it would be measured against another net; and `classes`, if its labels have names.
+    A system says what it needs: `fields`, and is sent no others; `targets`, those of them that it learns, which must be
+    the source's own, or it would be measured against another net; and `classes`, if its labels have names.
 
     Raises ValueError at `setup` if the system needs a field that neither the source nor perception gives.
     """
@@ -127,6 +130,7 @@ class AdData(L.LightningDataModule):
         self._splits: dict[str, Rows] = {}
         self._nets: dict[str, torch.nn.Module] = {}
         self._wanted: frozenset[str] | None = None  # the perceived fields that the system looks at; None: all
+        self._sent: frozenset[str] | None = None  # the fields that workers send; None: all
 
     @property
     def fields(self) -> frozenset[str]:
@@ -194,6 +198,9 @@ class AdData(L.LightningDataModule):
                 f"model.classes=[{','.join(self.classes)}]"
             )
         self._wanted = frozenset(system.fields) - targets
+        looks: set[str] = {"image"} if self._wanted & self.perception.keys() else set()
+        looks |= cast(Any, self.repaint).fields if self.repaint is not None else set()
+        self._sent = frozenset({"key", *system.fields, *targets, *looks})
 
     def train_dataloader(self) -> DataLoader:
         rows, (replicas, rank) = self.split("train"), self._place()
@@ -280,7 +287,7 @@ class AdData(L.LightningDataModule):
         # The batches go in as a sampler of lists (batch_size=None): Lightning replaces any sampler that is not a
         # DistributedSampler by its own, which pads evaluation with duplicates and does not know where to resume.
         return _Loader(
-            _Lists(rows),
+            _Lists(rows, self._sent),
             batch_size=None,
             sampler=batches,
             collate_fn=collate,

@@ -275,3 +275,13 @@ def main(folder: str) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1])
+
+
+def test_a_system_is_sent_the_fields_that_it_needs_and_no_others():
+    class Labels(Watcher):
+        fields = frozenset({"label"})
+
+    data = AdData(Numbers(), batch_size=4, num_workers=0)
+    assert set(next(iter(data.batches("train")))) == {"key", "image", "label"}
+    data.require(Labels())
+    assert set(next(iter(data.batches("train")))) == {"key", "label"}
