@@ -1,4 +1,4 @@
-"""A generator that has learnt nothing yet, except its VAE."""
+"""Parts of a generator that have learnt nothing yet: all but its VAE, or the ControlNet alone."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,3 +59,16 @@ def fresh_generator(
             ddim(**{**stable_diffusion, **(scheduler or {})}),
             **settings,
         )
+
+
+def fresh_controlnet(
+    folder: str | Path, edge_channels: tuple[int, ...] | list[int] = (16, 32, 96, 256), seed: int = 0
+) -> ControlNetModel:
+    """A ControlNet that begins as the first half of a folder's UNet and adds nothing yet (Zhang et al. 2023).
+
+    `src.models.denoiser` trains it, part "controlnet". `edge_channels`, `seed`: see `fresh_generator`.
+    """
+    painter = part_of(UNet2DConditionModel, folder, "unet")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ControlNetModel.from_unet(painter, conditioning_embedding_out_channels=tuple(edge_channels))

@@ -146,7 +146,7 @@ class Generator(nn.Module):
 
     def predict(self, x: Tensor, t: Tensor, text: Tensor, edges: Tensor) -> Tensor:
         """What the UNet says, in its own terms, of latents x (batch, channels, h, w) at timesteps t; as wide as x."""
-        noisy, edges = x.to(self.unet.dtype), edges.to(self.controlnet.dtype)
+        noisy, text, edges = x.to(self.unet.dtype), text.to(self.unet.dtype), edges.to(self.controlnet.dtype)
         down, middle = (
             self.controlnet(
                 noisy,
@@ -266,22 +266,28 @@ def outline(product: Tensor) -> Tensor:
     return torch.from_numpy(edges / 255).to(product)[:, None].expand(-1, 3, -1, -1)
 
 
-def load_generator(folder: str | Path, controlnet: str | Path | None = None, **settings: Any) -> Generator:
+def load_generator(
+    folder: str | Path, controlnet: str | Path | ControlNetModel | None = None, **settings: Any
+) -> Generator:
     """The generator of a folder or hub id in diffusers' layout, float32; `settings` are `Generator`'s.
 
-    `controlnet`: a folder or hub id of its own; None: the subfolder of that name. The scheduler's configuration is read
-    as DDIM's, whatever scheduler it was written by: betas and prediction type; with leading timesteps and without
-    clipping, as Stable Diffusion 1.5 is sampled. Raises ValueError naming the folder and the part that is missing or
-    cannot be read.
+    `controlnet`: itself, or a folder or hub id of its own; None: the subfolder of that name. The scheduler's
+    configuration is read as DDIM's, whatever scheduler it was written by: betas and prediction type; with leading
+    timesteps and without clipping, as Stable Diffusion 1.5 is sampled. Raises ValueError naming the folder and the part
+    that is missing or cannot be read.
     """
     plain = {"timestep_spacing": "leading", "clip_sample": False, "thresholding": False}
     ddim: Any = DDIMScheduler
+    if not isinstance(controlnet, ControlNetModel):
+        controlnet = (
+            part_of(ControlNetModel, controlnet) if controlnet else part_of(ControlNetModel, folder, "controlnet")
+        )
     return Generator(
         part_of(CLIPTokenizer, folder, "tokenizer"),
         part_of(CLIPTextModel, folder, "text_encoder"),
         part_of(AutoencoderKL, folder, "vae"),
         part_of(UNet2DConditionModel, folder, "unet"),
-        part_of(ControlNetModel, controlnet) if controlnet else part_of(ControlNetModel, folder, "controlnet"),
+        controlnet,
         ddim.from_config(part_of(DDIMScheduler, folder, "scheduler").config, **plain),
         **settings,
     )

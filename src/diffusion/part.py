@@ -1,6 +1,6 @@
 """The part of a generator that is trained, and the generator as it was before."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -41,7 +41,8 @@ class Part(nn.Module):
             else:
                 module.requires_grad_(True)
         self.wide: dict[str, Tensor] = {}  # of `halve`: frozen weights as they were
-        self.copies: list[Any] = []  # and what is trained in bfloat16
+        self.copies: dict[str, Any] = {}  # and nets in bfloat16, by their names
+        self.copied: list[tuple[int, int]] = []  # the state of the weights in the copies
 
     def modules_trained(self) -> list[Any]:
         return [getattr(self.generator, name) for name in self.names]
@@ -58,11 +59,11 @@ class Part(nn.Module):
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Within it the generator is the one that `keep_reference` remembered."""
+        now = {name: getattr(self.generator, name) for name in self.names}
         if self.lora:
             self._adapters(False)
         else:
-            now = self.modules_trained()
-            self._set(list(self.was))
+            self._set(dict(zip(self.names, self.was, strict=True)))
         try:
             yield
         finally:
@@ -71,30 +72,37 @@ class Part(nn.Module):
             else:
                 self._set(now)
 
-    def halve(self) -> None:
-        """Holds the frozen weights in bfloat16 until `widen`; autocast would cast float32 ones anew at every call."""
+    def halve(self, precise: bool = False) -> None:
+        """Holds the frozen weights in bfloat16 until `widen`; autocast would cast float32 ones anew at every call.
+
+        `precise`: UNet and ControlNet stay float32, for a step in float32; only `quick` has them in bfloat16.
+        """
+        wide = ("unet", "controlnet") if precise else () if self.lora else self.names
+        self.copies = {name: deepcopy(getattr(self.generator, name)).bfloat16() for name in wide}
+        self.copied = []
         for name, weight in self.generator.named_parameters():
-            if not weight.requires_grad and weight.dtype == torch.float32:
+            if not weight.requires_grad and weight.dtype == torch.float32 and name.partition(".")[0] not in wide:
                 self.wide[name] = weight.data.cpu()
                 weight.data = weight.data.bfloat16()
-        self.copies = [] if self.lora else [deepcopy(module).bfloat16() for module in self.modules_trained()]
 
     def widen(self) -> None:
         """Undoes `halve`, to the bit."""
         weights = dict(self.generator.named_parameters())
         for name, wide in self.wide.items():
             weights[name].data = wide.to(weights[name].device)
-        self.wide, self.copies = {}, []
+        self.wide, self.copies = {}, {}
 
     @contextmanager
     def quick(self) -> Iterator[None]:
-        """For calls without gradient: after `halve`, what is trained is within it a copy in bfloat16, as of now."""
-        now = self.modules_trained()
-        for copy, module in zip(self.copies, now, strict=False):
-            for old, new in zip(copy.parameters(), module.parameters(), strict=True):
-                old.data.copy_(new.data)
-        if self.copies:
-            self._set(self.copies)
+        """For calls without gradient: after `halve`, all of the generator is within it in bfloat16, as of now."""
+        now = {name: getattr(self.generator, name) for name in self.copies}
+        state = [(weight.data_ptr(), weight._version) for net in now.values() for weight in net.parameters()]
+        if state != self.copied:
+            for name, net in now.items():
+                for old, new in zip(self.copies[name].parameters(), net.parameters(), strict=True):
+                    old.data.copy_(new.data)
+            self.copied = state
+        self._set(self.copies)
         try:
             yield
         finally:
@@ -120,12 +128,12 @@ class Part(nn.Module):
             folder, unet_lora_layers={name: weight.detach().to(dtype) for name, weight in weights.items()}
         )
 
-    def _set(self, modules: list[Any]) -> None:
-        for name, module in zip(self.names, modules, strict=True):
-            setattr(self.generator, name, module)
+    def _set(self, nets: Mapping[str, Any]) -> None:
+        for name, net in nets.items():
+            setattr(self.generator, name, net)
 
     def _adapters(self, enabled: bool) -> None:
-        for module in self.modules_trained():
-            for layer in module.modules():
+        for net in [*self.modules_trained(), *self.copies.values()]:
+            for layer in net.modules():
                 if isinstance(layer, BaseTunerLayer):
                     layer.enable_adapters(enabled)

@@ -4,6 +4,7 @@ Du et al., "Towards Reliable Advertising Image Generation Using Human Feedback",
 peers by other words: ReFL (guidance_gradient=off, hinge), DRaFT-K and AlignProp (steps).
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,6 +44,8 @@ class RFFT(Tuner):
             guidance in the step with gradient, as ReFL has it.
         hinge: the loss of a picture is max(0, hinge - value) (ReFL's shape), so that good pictures pull no more; None:
             -value.
+        precise: with a regularizer, predict the noise in the step with gradient in float32 under bf16-mixed too: a
+            generator's small distance from its reference is less than what bfloat16 rounds away.
         checkpointing: compute activations of the step with gradient twice instead of keeping them.
         gradients_every: steps between two measurements of the reward's and the regularizer's gradients: their norms,
             after beta, and the cosine between them; 0: never. Each costs a second backward pass.
@@ -70,6 +73,7 @@ class RFFT(Tuner):
         rank: int = 8,
         guidance_gradient: str = "both",
         hinge: float | None = None,
+        precise: bool = True,
         checkpointing: bool = False,
         gradients_every: int = 10,
         seed: int = 0,
@@ -90,6 +94,7 @@ class RFFT(Tuner):
         self.reward, self.regularizer, self.steps, self.panel = reward, regularizer, steps, panel or Panel()
         self.views = views or Views()
         self.guidance_gradient, self.hinge = guidance_gradient, hinge
+        self.precise = precise and regularizer.beta > 0
         self.gradients_every, self.seed, self.tuned = gradients_every, seed, False
         self.fields = frozenset({"prompt", "product"} | reward.fields | self.panel.fields)
         self.shown: dict[str, list[tuple[Tensor, str]]] = {}  # pictures and prompts, by split
@@ -137,12 +142,13 @@ class RFFT(Tuner):
         """The reward of the picture that a window of steps from latents x estimates, and the penalty, (batch,)."""
         penalty, clean = torch.zeros(len(x), device=x.device), x
         for i in range(window.start, window.stop):
-            text, uncond = tuned = self.net.noise(x, i, conditions)
-            if self.regularizer.beta:
-                with torch.no_grad(), self.part.reference():
-                    reference = self.net.noise(x, i, conditions)
-                a = self.net.alpha_bars[i]
-                penalty = penalty + self.regularizer(tuned, reference, a, self.net.guidance_scale)
+            with torch.autocast(x.device.type, enabled=False) if self.precise else nullcontext():
+                text, uncond = tuned = self.net.noise(x, i, conditions)
+                if self.regularizer.beta:
+                    with torch.no_grad(), self.part.reference():
+                        reference = self.net.noise(x, i, conditions)
+                    a = self.net.alpha_bars[i]
+                    penalty = penalty + self.regularizer(tuned, reference, a, self.net.guidance_scale)
             if self.guidance_gradient == "off":
                 eps = text
             else:

@@ -25,6 +25,8 @@ class Tuner(L.LightningModule):
         lr, weight_decay, warmup, schedule: see `src.models.schedule.adamw`.
     """
 
+    precise = False  # whether the step with gradient is computed in float32 under bf16-mixed too
+
     def __init__(
         self,
         generator: Generator,
@@ -75,7 +77,7 @@ class Tuner(L.LightningModule):
                 f"trainer.precision={self.trainer.precision}: trained weights stay float32; use bf16-mixed."
             )
         if self.trainer.precision == "bf16-mixed":
-            self.part.halve()
+            self.part.halve(self.precise)
 
     def on_fit_end(self) -> None:
         """From here on the weights are what is shipped: their average if there is one."""

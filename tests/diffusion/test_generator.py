@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers.pipelines.controlnet.pipeline_controlnet_inpaint import StableDiffusionControlNetInpaintPipeline
 
+from src.diffusion.fresh import fresh_controlnet
 from src.diffusion.generator import load_generator, outline
 from tests.diffusion import tiny
 
@@ -135,3 +136,18 @@ def test_a_scheduler_of_another_kind_is_read_as_ddim_with_leading_steps_and_no_c
     again.save(tmp_path / "tuned")  # what diffusers opens then paints the same
     saved = json.loads((tmp_path / "tuned/scheduler/scheduler_config.json").read_text())
     assert (saved["timestep_spacing"], saved["clip_sample"], saved["thresholding"]) == ("leading", False, False)
+
+
+def test_a_fresh_controlnet_is_the_first_half_of_the_unet_and_adds_nothing_yet(tmp_path):
+    tiny.generator().save(tmp_path)
+    made = [fresh_controlnet(tmp_path, edge_channels=(4, 8, 8), seed=seed) for seed in (0, 0, 1)]
+    painter = load_generator(tmp_path, made[0], num_steps=6)
+    assert painter.controlnet is made[0]
+    half = painter.controlnet.down_blocks[0].state_dict()
+    assert all(torch.equal(half[name], weight) for name, weight in painter.unet.down_blocks[0].state_dict().items())
+    alone = load_generator(tmp_path, made[0], num_steps=6, control_scale=0.0)
+    batch = tiny.ads(2)
+    torch.testing.assert_close(painter.sample(painter.encode(batch)), alone.sample(alone.encode(batch)))
+    first, same, other = (net.controlnet_cond_embedding.conv_in.weight for net in made)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)

@@ -87,9 +87,11 @@ def test_diffusers_opens_the_adapters_of_the_unet(tmp_path):
         Part(tiny.generator(), "controlnet_lora", rank=2).save_adapters(tmp_path, torch.float32)
 
 
+@pytest.mark.parametrize("precise", [False, True])
 @pytest.mark.parametrize("name", ["controlnet", "unet_lora"])
-def test_halved_weights_paint_nearly_the_same_and_come_back_to_the_bit(name):
+def test_halved_weights_paint_nearly_the_same_and_come_back_to_the_bit(name, precise):
     part, batch = Part(tiny.generator(), name, rank=2), tiny.ads(1)
+    part.keep_reference()
     before, trained = weights(part), part.weights()
 
     def painted() -> torch.Tensor:
@@ -97,17 +99,22 @@ def test_halved_weights_paint_nearly_the_same_and_come_back_to_the_bit(name):
             return part.generator.sample(part.generator.encode(batch))
 
     whole = painted()
-    part.halve()
+    part.halve(precise)
     held = {key: weight.dtype for key, weight in part.generator.named_parameters()}
-    assert {held[key] for key in trained} == {torch.float32}
-    assert {dtype for key, dtype in held.items() if key not in trained} == {torch.bfloat16}
+    kept = {key for key in held if key in trained or (precise and key.startswith(("unet", "controlnet")))}
+    assert {held[key] for key in kept} == {torch.float32}
+    assert {dtype for key, dtype in held.items() if key not in kept} == {torch.bfloat16}
     torch.testing.assert_close(painted(), whole, atol=0.05, rtol=0)
     with torch.no_grad():
         for weight in trained.values():
             weight.add_(0.5)
     assert (painted() - whole).abs().max() > 0.05, "a copy is as new as the weights"
+    with part.reference():
+        torch.testing.assert_close(painted(), whole, atol=0.05, rtol=0)
+    assert (painted() - whole).abs().max() > 0.05
     with part.quick():
         assert part.generator.controlnet.dtype == torch.bfloat16
+        assert not precise or part.generator.unet.dtype == torch.bfloat16
     assert all(a is b for a, b in zip(part.weights().values(), trained.values(), strict=True))
     with torch.no_grad():
         for weight in trained.values():
@@ -116,3 +123,26 @@ def test_halved_weights_paint_nearly_the_same_and_come_back_to_the_bit(name):
     now = weights(part)
     assert all(torch.equal(now[key], before[key]) for key in before if key not in trained)
     assert {weight.dtype for weight in now.values()} == {torch.float32}
+
+
+def test_a_copy_is_made_anew_after_a_change_of_weights_and_only_then():
+    part = Part(tiny.generator(), "controlnet")
+    part.halve()
+    weight, other = next(iter(part.weights().values())), torch.nn.Parameter(torch.ones(1), requires_grad=False)
+    copied: list[float] = []
+
+    def seen() -> float:
+        with part.quick():
+            return float(next(part.generator.controlnet.parameters()).flatten()[0])
+
+    with torch.no_grad():
+        weight.fill_(0.25)
+        assert seen() == 0.25
+        part.copies["controlnet"].conv_in.weight.data.fill_(3.0)  # shows whether it is written again
+        assert seen() == 3.0
+        other.data = torch.full_like(weight, 0.5)
+        weight.data, other.data = other.data, weight.data  # as an average takes their place
+        copied.append(seen())
+        weight.data, other.data = other.data, weight.data
+        copied.append(seen())
+    assert copied == [0.5, 0.25]

@@ -389,3 +389,27 @@ def test_rfnet_tunes_too_with_the_maps_of_the_painted_picture(tmp_path):
         rfft(reward=RFNetReward(**nets.rfnet(tmp_path / "other"), maps="batch"))
     with pytest.raises(ValueError, match="guidance_gradient=none: choose one of both, text, off"):
         rfft(guidance_gradient="none")
+
+
+@pytest.mark.parametrize("part", ["unet", "controlnet_lora"])
+@pytest.mark.parametrize("regularizer", [KL(1.0), ConsistentCondition(1.0)])
+def test_near_the_reference_the_penalty_of_bf16_is_that_of_float32(part, regularizer):
+    batch, window = ads(2), Window(4, 5)
+
+    def penalty(precise: bool | None) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(0)  # of the adapters
+        system = shaken(rfft(regularizer, part=part, precise=bool(precise)), 1e-3)
+        if precise is not None:
+            system.part.halve(system.precise)
+        conditions = system.net.encode(batch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precise is not None, cache_enabled=False):
+            _, found = system.look(conditions.noise, window, conditions, batch)
+        found.sum().backward()
+        return found.detach(), torch.cat(
+            [w.grad.flatten() for w in system.part.weights().values() if w.grad is not None]
+        )
+
+    (exact, gradient), (near, close), (_, far) = penalty(None), penalty(True), penalty(False)
+    torch.testing.assert_close(near, exact, rtol=0.1, atol=0)
+    assert float(torch.cosine_similarity(close, gradient, dim=0)) > 0.95
+    assert float(torch.cosine_similarity(far, gradient, dim=0)) < 0.9, "rounding does no harm here: no need for it"
