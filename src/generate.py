@@ -96,9 +96,9 @@ def generate(generator: Generator, reward: Reward, config: DictConfig) -> tuple[
         raise ValueError(f"{type(reward).__name__} needs {', '.join(foreign)}, which a product folder does not have.")
     if config.precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision={config.precision}: choose one of float32, bfloat16.")
-    size, cell = config.size or generator.size, 2 ** (len(generator.vae.config["block_out_channels"]) - 1)
-    if size % cell:
-        raise ValueError(f"size={size}: this generator paints multiples of {cell} px.")
+    size = config.size or generator.size
+    if size % generator.cell:
+        raise ValueError(f"size={size}: this generator paints multiples of {generator.cell} px.")
     plain: Any = OmegaConf.to_container(config, resolve=True)
     of = {name: value for name, value in plain.items() if name not in FREE}
     wanted = orders(config.products, config.prompts)

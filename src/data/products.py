@@ -8,11 +8,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from src.data.batch import Record
 from src.data.pictures import BROKEN, opened, reason, resized
 from src.data.rows import SEPARATORS, csv_rows, json_rows
+from src.data.splits import SPLITS, stamp
 from src.data.table import SUFFIXES
 
 VISIBLE = 128  # alpha from which a pixel belongs to the product
+
+
+class OrderError(ValueError):
+    """Why a product cannot be painted; the rest can."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +31,65 @@ class Order:
     title: str = ""
 
 
-class OrderError(ValueError):
-    """Why a product cannot be painted; the rest can."""
+class Products:
+    """A folder of product pictures and a file of prompts (see `orders`) as a data set, to tune a generator on.
+
+    Records have key, prompt, product, and title if the prompts have it. At least one product in `val` and one in `test`
+    (shares; which ones, their keys' hashes say), the rest trains. `size`, `scale`, `centre`: see `placed`.
+
+    Raises ValueError naming the products without a prompt, or without a title where others have one, and a product that
+    cannot be placed when it is asked for.
+    """
+
+    classes = ()
+    about = "a folder of product pictures and prompts; which of them are test rows, a hash of their names decides."
+
+    def __init__(
+        self,
+        folder: str | Path,
+        prompts: str | Path,
+        size: int,
+        scale: float = 0.72,
+        centre: tuple[float, float] = (0.5, 0.5),
+        val: float = 0.1,
+        test: float = 0.1,
+    ) -> None:
+        found = sorted(orders(folder, prompts), key=lambda order: stamp(order.key.encode()))
+        titled = any(order.title for order in found)
+        for field, wanted in (("prompt", True), ("title", titled)):
+            if lacking := [order.file.name for order in found if wanted and not getattr(order, field)]:
+                raise ValueError(f"{prompts}: no {field} for {', '.join(lacking[:5])} ({len(lacking)} in all).")
+        last = max(1, round(test * len(found)))
+        first = last + max(1, round(val * len(found)))
+        if min(val, test) < 0 or first >= len(found):
+            raise ValueError(f"{folder}: val={val}, test={test} leave none of its {len(found)} products to train on.")
+        self.found = {"test": found[:last], "val": found[last:first], "train": found[first:]}
+        self.fields = frozenset({"key", "prompt", "product"} | ({"title"} if titled else set()))
+        self.size, self.scale, self.centre = size, scale, centre
+
+    def split(self, name: str) -> "PlacedProducts":
+        """The products of "train", "val" or "test"."""
+        if name not in SPLITS:
+            raise ValueError(f"No split {name!r}; choose from {', '.join(SPLITS)}.")
+        return PlacedProducts(self.found[name], self.size, self.scale, self.centre)
+
+
+class PlacedProducts:
+    """Records of orders."""
+
+    def __init__(self, found: list[Order], size: int, scale: float, centre: tuple[float, float]) -> None:
+        self.found, self.size, self.scale, self.centre = found, size, scale, centre
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def __getitem__(self, index: int) -> Record:
+        order = self.found[index]
+        try:
+            product = placed(order.file, self.size, self.scale, self.centre)
+        except OrderError as error:
+            raise ValueError(f"{order.file}: {error}.") from None
+        return {"key": order.key, "prompt": order.prompt, "title": order.title, "product": product}
 
 
 def orders(products: str | Path, prompts: str | Path) -> list[Order]:

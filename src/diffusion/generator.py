@@ -103,7 +103,12 @@ class Generator(nn.Module):
     @property
     def size(self) -> int:
         """The side in px of the pictures that it was made for."""
-        return int(self.unet.config["sample_size"]) * 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+        return int(self.unet.config["sample_size"]) * self.cell
+
+    @property
+    def cell(self) -> int:
+        """The side in px of a latent; a picture's side is a multiple of it."""
+        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -120,6 +125,11 @@ class Generator(nn.Module):
         product = batch["product"]
         if product.ndim != 4 or product.shape[1] != 4:
             raise ValueError(f"product must be (batch, 4, height, width), got {tuple(product.shape)}.")
+        if product.shape[2] % self.cell or product.shape[3] % self.cell:
+            raise ValueError(
+                f"products of {product.shape[3]} x {product.shape[2]} px: this generator paints multiples of "
+                f"{self.cell} px, best {self.size}."
+            )
         colours, alpha = product[:, :3], product[:, 3:]
         latents = self.latents(colours * alpha + self.backdrop * (1 - alpha))
         background = (alpha < 0.5).to(latents)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from src.checkpoint import load
 from src.data.batch import Batch
 from src.diffusion.generator import Generator
-from src.metrics.diversity import within_prompt_diversity
+from src.metrics.diversity import within_prompt_dissimilarity, within_prompt_diversity
 from src.models.reader import AttributeReader
 from src.models.rfnet import RFNetSystem
 from src.rewards.base import Reward
@@ -21,11 +21,12 @@ class Panel(nn.Module):
     """Measures of what a generator paints for a batch, each (batch,): means over `tries` pictures of each product.
 
     available: share that the judge holds for available. attributes: share of the named ones that the reader finds.
-    diversity: `within_prompt_diversity` in the reader's features. Pictures depend on (seed, key) alone.
+    diversity: `within_prompt_diversity` in the reader's features; dissimilarity: `within_prompt_dissimilarity` of the
+    pictures themselves. Pictures depend on (seed, key) alone.
 
     Args:
         judge: checkpoint folder of an RFNetSystem that no reward uses, None: not measured.
-        reader: of an AttributeReader, None: neither attributes nor diversity are measured.
+        reader: of an AttributeReader, None: neither attributes nor diversity in its features are measured.
         tries: pictures of each product, at least 2.
         seed: of the first try; above those that training uses up.
     """
@@ -79,6 +80,7 @@ class Panel(nn.Module):
                 found.setdefault("attributes", []).append(followed.nanmean(dim=0))
                 features.append(self.reader.net.features(images))
         measures = {name: torch.stack(values).mean(dim=0) for name, values in found.items()}
+        measures["dissimilarity"] = within_prompt_dissimilarity(pictures)
         if features:
             measures["diversity"] = within_prompt_diversity(torch.stack(features))
         return measures, pictures

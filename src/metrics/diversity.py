@@ -1,8 +1,11 @@
 """How different the pictures are that a generator paints for one prompt."""
 
+from itertools import combinations
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 
 def within_prompt_diversity(features: Tensor) -> Tensor:
@@ -10,9 +13,27 @@ def within_prompt_diversity(features: Tensor) -> Tensor:
 
     features: (tries, prompts, width). Raises ValueError for fewer than two tries, which have no distance.
     """
-    if len(features) < 2:
-        raise ValueError(f"diversity needs at least two tries at each prompt, got {len(features)}.")
+    _check(features)
     unit = F.normalize(features, dim=2)
     cosines = torch.einsum("ipw,jpw->pij", unit, unit)
     tries = len(features)
     return (1 - cosines).sum(dim=(1, 2)) / (tries * (tries - 1))  # the diagonal adds 0
+
+
+def within_prompt_dissimilarity(pictures: Tensor) -> Tensor:
+    """Mean of 1 - SSIM between the tries at each prompt, (prompts,) in [0, 2]; 0: all alike. No net has a say in it.
+
+    pictures: (tries, prompts, channels, height, width) in [0, 1]. SSIM: Wang et al. 2004, a Gaussian window of 11 px;
+    as a measure of diversity: Odena et al. 2017. Raises ValueError for fewer than two tries.
+    """
+    _check(pictures)
+    pairs = [
+        1 - structural_similarity_index_measure(first, second, data_range=1.0, reduction="none")  # pyright: ignore
+        for first, second in combinations(pictures.float(), 2)
+    ]
+    return torch.stack(pairs).mean(dim=0)
+
+
+def _check(tries: Tensor) -> None:
+    if len(tries) < 2:
+        raise ValueError(f"diversity needs at least two tries at each prompt, got {len(tries)}.")

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from src.data.products import Order, OrderError, orders, placed
+from src.data.products import Order, OrderError, Products, orders, placed
+from src.data.splits import SPLITS
 
 
 def cutout(path: Path, size: tuple[int, int] = (40, 30), box: tuple[int, int, int, int] = (5, 10, 25, 20)) -> Path:
@@ -104,3 +105,41 @@ def test_a_product_that_cannot_be_placed_says_why(tmp_path):
             placed(tmp_path / f"{name}.png", 32)
     with pytest.raises(OrderError, match="beyond the canvas"):
         placed(tmp_path / "whole.png", 32, 0.9, (0.2, 0.5))
+
+
+def test_a_folder_is_a_data_set_whose_splits_share_nothing(tmp_path):
+    names = [f"p{number:02}" for number in range(30)]
+    for name in names:
+        cutout(tmp_path / "in" / f"{name}.png")
+    table = tmp_path / "prompts.csv"
+    table.write_text("key,prompt,title\n" + "".join(f"{name},room {name},title {name}\n" for name in names))
+    source = Products(tmp_path / "in", table, size=64, scale=0.5, val=0.2, test=0.01)
+    splits = {name: [row["key"] for row in source.split(name)] for name in SPLITS}  # type: ignore[attr-defined]
+    assert {name: len(keys) for name, keys in splits.items()} == {"train": 23, "val": 6, "test": 1}
+    assert sorted(key for keys in splits.values() for key in keys) == names
+    row = source.split("val")[2]
+    assert row["prompt"] == f"room {row['key']}"
+    assert row["title"] == f"title {row['key']}"
+    assert np.array_equal(row["product"], placed(tmp_path / "in" / f"{row['key']}.png", 64, 0.5))
+    assert source.fields == {"key", "prompt", "product", "title"}
+    (tmp_path / "p.txt").write_text("a room")
+    assert "title" not in Products(tmp_path / "in", tmp_path / "p.txt", 64).fields
+
+
+def test_a_data_set_that_lacks_something_is_refused_by_name(tmp_path):
+    for name in "abc":
+        cutout(tmp_path / "in" / f"{name}.png")
+    for text, told in (
+        ("key,prompt\na,x\nc,y\n", r"no prompt for b\.png \(1 in all\)"),
+        ("key,prompt,title\na,x,t\nb,y,\nc,y,t\n", r"no title for b\.png"),
+    ):
+        (tmp_path / "p.csv").write_text(text)
+        with pytest.raises(ValueError, match=told):
+            Products(tmp_path / "in", tmp_path / "p.csv", 64)
+    (tmp_path / "p.txt").write_text("a room")
+    with pytest.raises(ValueError, match=r"val=0\.5, test=0\.4 leave none of its 3 products to train on"):
+        Products(tmp_path / "in", tmp_path / "p.txt", 64, val=0.5, test=0.4)
+    for name in "abc":
+        Image.new("RGBA", (8, 8)).save(tmp_path / "in" / f"{name}.png")
+    with pytest.raises(ValueError, match=r"[abc]\.png: its alpha is empty"):
+        Products(tmp_path / "in", tmp_path / "p.txt", 64).split("train")[0]

@@ -117,6 +117,8 @@ def test_what_it_cannot_paint_with_is_refused_by_name():
     generator = tiny.generator()
     with pytest.raises(ValueError, match=r"product must be \(batch, 4, height, width\), got \(2, 3"):
         generator.encode(tiny.ads(2) | {"product": torch.zeros(2, 3, 64, 64)})
+    with pytest.raises(ValueError, match="products of 66 x 64 px: this generator paints multiples of 4 px, best 64"):
+        generator.encode(tiny.ads(2) | {"product": torch.zeros(2, 4, 64, 66)})
     with pytest.raises(ValueError, match="prediction_type is sample"):
         tiny.generator(prediction="sample")
 

@@ -8,7 +8,7 @@ import torch
 
 from src.checkpoint import load
 from src.diffusion.panel import Panel
-from src.metrics.diversity import within_prompt_diversity
+from src.metrics.diversity import within_prompt_dissimilarity, within_prompt_diversity
 from tests.diffusion import tiny
 from tests.models.test_reader import TINY as READER
 from tests.rewards import tiny as nets
@@ -45,6 +45,7 @@ def test_its_measures_are_its_members_over_the_tries(folders):
     assert measures["attributes"][2].isnan()  # its prompt names nothing
     torch.testing.assert_close(measures["diversity"], within_prompt_diversity(features))
     assert (measures["diversity"] > 0).all()
+    torch.testing.assert_close(measures["dissimilarity"], within_prompt_dissimilarity(pictures))
 
 
 def test_the_pictures_are_the_same_again_and_for_a_part_of_the_batch(folders):
@@ -54,8 +55,8 @@ def test_the_pictures_are_the_same_again_and_for_a_part_of_the_batch(folders):
     part = {name: value[:1] for name, value in batch.items()}
     torch.testing.assert_close(panel(generator, part)[1], pictures[:, :1], atol=1e-5, rtol=0)
     assert not torch.allclose(pictures[0], pictures[1])
-    assert set(measures) == {"available", "attributes", "diversity"}
-    assert Panel()(generator, batch)[0] == {}
+    assert set(measures) == {"available", "attributes", "diversity", "dissimilarity"}
+    assert set(Panel()(generator, batch)[0]) == {"dissimilarity"}
 
 
 def test_unfit_members_are_refused(folders, tmp_path: Path):
