@@ -7,6 +7,7 @@ Words: regularizers=none,kl,cc (or kl@0.3, with a beta) seeds=0,1,2 runs=runs/re
 """
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,14 @@ from statistics import mean, stdev
 from typing import Any
 
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+
+from src.config import compose
+from src.resume import open_run
 
 WORDS = {"regularizers": "none,kl,cc", "seeds": "0,1,2", "runs": "runs/regularizers", "panel": "showroom"}
 RESULTS = Path(__file__).parent / "results" / "regularizers.json"
-MEASURES = ("reward", "available", "attributes", "diversity")
+MEASURES = ("reward", "available", "attributes", "diversity", "dissimilarity")
 
 
 def command(way: str, seed: str, words: Mapping[str, str], more: Sequence[str]) -> list[str]:
@@ -32,10 +37,18 @@ def command(way: str, seed: str, words: Mapping[str, str], more: Sequence[str]) 
     ]  # fmt: skip
 
 
-def measured(folder: Path) -> dict[str, float] | None:
-    """The test metrics of a finished run."""
-    file = folder / "checkpoint" / "metrics.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+def measured(words: Sequence[str]) -> dict[str, float] | None:
+    """The test metrics of the run of these words, None: it is not finished.
+
+    Raises ValueError if its folder holds a run of other words, or a measure is no number.
+    """
+    config: Any = OmegaConf.to_container(compose("fit", words), resolve=True)
+    open_run(Path(config["out"]), config)
+    file = Path(config["out"]) / "checkpoint" / "metrics.json"
+    told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if odd := [name for name, value in (told or {}).items() if not math.isfinite(value)]:
+        raise ValueError(f"{file}: {', '.join(odd)} is no number: did the training diverge?")
+    return told
 
 
 def summary(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
@@ -80,13 +93,17 @@ def main() -> None:
     if foreign := words.keys() - WORDS.keys():
         raise SystemExit(f"regularizers: no word {', '.join(sorted(foreign))}; there are {', '.join(WORDS)}")
     ways, seeds, found = words["regularizers"].split(","), words["seeds"].split(","), {}
-    for seed in seeds:  # all ways of a seed before the next: a table that is cut short compares like with like
+    runs = {(way, seed): command(way, seed, words, more.split()) for seed in seeds for way in ways}
+    try:
+        for (
+            run
+        ) in runs.values():  # all ways of a seed before the next: a table that is cut short compares like with like
+            if measured(run[3:]) is None:
+                subprocess.run(run, check=True)
         for way in ways:
-            if measured(Path(words["runs"]) / f"{way}-{seed}") is None:
-                subprocess.run(command(way, seed, words, more.split()), check=True)
-    for way in ways:
-        runs = [measured(Path(words["runs"]) / f"{way}-{seed}") for seed in seeds]
-        found[way] = summary([run for run in runs if run is not None])
+            found[way] = summary([measured(runs[way, seed][3:]) or {} for seed in seeds])
+    except ValueError as error:
+        raise SystemExit(f"regularizers: {error}") from error
     print(table(found))
     RESULTS.parent.mkdir(exist_ok=True)
     about = {"words": words, "fit": more.split(), "seeds": seeds}

@@ -11,7 +11,8 @@ other. A gradient sample is one picture whose reward's gradient reaches the trai
     refl_once    the same with those encoded once
     alignprop    the gradient through the whole chain of steps, text and uncond in one forward pass
 
-Prints seconds and memory (the peak above what the loaded nets take) and writes `benchmarks/results/tuning.json`.
+Prints seconds and memory (the peak above what the loaded nets take), or that a way ran out of it, and writes
+`benchmarks/results/tuning.json`.
 Words: generator=checkpoints/showroom-generator, or sd15, the full size with random weights; size=null, px of pictures;
 checkpoint=checkpoints/rfnet part=controlnet batch=8 steps=40 repeats=3 threads=2 device=cpu precision=float32
 ways=rfft,rfft_draws,...
@@ -54,6 +55,7 @@ WORDS = {
 }  # fmt: skip
 RESULTS = Path(__file__).parent / "results" / "tuning.json"
 DRAWS = 4
+OUT_OF_MEMORY = 75  # exit code of a way that ran out of it
 
 
 def random_sd15(size: int, **settings: Any) -> Generator:
@@ -202,6 +204,12 @@ def measure(way: str, words: dict[str, str]) -> dict[str, float]:
     batch = {field: v.to(device) if isinstance(v, Tensor) else v for field, v in batch.items()}
     owner, loss, samples = made(way, painter.to(device), reward, words["part"])
     owner.to(device)
+    if half and isinstance(owner, RFFT):
+        owner.part.halve(owner.precise)
+    elif half:  # the peers hold what is frozen in half precision
+        for net in (painter.text_encoder, painter.vae, painter.unet, painter.controlnet):
+            if not any(weight.requires_grad for weight in net.parameters()):
+                net.bfloat16()
     weights = [weight for weight in owner.parameters() if weight.requires_grad]
     seconds, peak = [], Peak(device)
     for repeat in range(int(words["repeats"]) + 1):  # the first to warm up
@@ -218,6 +226,16 @@ def measure(way: str, words: dict[str, str]) -> dict[str, float]:
     return {"seconds": sorted(seconds[1:])[len(seconds[1:]) // 2] / (count * samples), "MiB": peak.mib}
 
 
+def line(told: dict[str, Any], first: dict[str, Any]) -> str:
+    """A way's cost and, if the first way has one, its ratio to that."""
+    beside = first["seconds"] is not None
+    cells = (("seconds", "8.3f", "s a gradient sample"), ("MiB", "8.0f", "MiB"))
+    return "  ".join(
+        f"{told[name]:{form}} {unit}" + (f" ({told[name] / first[name]:.2f})" if beside else "")
+        for name, form, unit in cells
+    )
+
+
 def main() -> None:
     words = WORDS | dict(word.split("=", 1) for word in sys.argv[1:])
     if foreign := words.keys() - WORDS.keys():
@@ -226,19 +244,22 @@ def main() -> None:
     if foreign := set(ways) - set(WAYS):
         raise SystemExit(f"tuning: no way {', '.join(sorted(foreign))}; there are {', '.join(WAYS)}")
     if len(ways) == 1:
-        print(json.dumps(measure(ways[0], words)))
+        try:
+            print(json.dumps(measure(ways[0], words)))
+        except torch.OutOfMemoryError:
+            sys.exit(OUT_OF_MEMORY)
         return
     found = {}
     for way in ways:
         command = [sys.executable, "-m", "benchmarks.tuning", *(f"{k}={v}" for k, v in {**words, "ways": way}.items())]
-        answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-        found[way] = json.loads(answer.splitlines()[-1])
-        told = found[way]["seconds"] / found[ways[0]]["seconds"], found[way]["MiB"] / found[ways[0]]["MiB"]
-        print(
-            f"{way:<12} {found[way]['seconds']:8.3f} s a gradient sample ({told[0]:.2f}) "
-            f"{found[way]['MiB']:9.0f} MiB ({told[1]:.2f})",
-            flush=True,
-        )
+        answer = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if answer.returncode in (OUT_OF_MEMORY, -9):  # told by torch, or killed by the system
+            found[way] = {"seconds": None, "MiB": None}
+            print(f"{way:<12} out of memory", flush=True)
+            continue
+        answer.check_returncode()
+        found[way] = json.loads(answer.stdout.splitlines()[-1])
+        print(f"{way:<12} {line(found[way], found[ways[0]])}", flush=True)
     device = torch.cuda.get_device_name() if words["device"].startswith("cuda") else f"{os.cpu_count()} CPU cores"
     about = {"machine": f"{device} ({platform.machine()}), torch {torch.__version__}", "words": words}
     RESULTS.parent.mkdir(exist_ok=True)

@@ -5,11 +5,9 @@ peers by other words: ReFL (guidance_gradient=off, hinge), DRaFT-K and AlignProp
 """
 
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from src.data.batch import Batch
@@ -17,19 +15,17 @@ from src.diffusion.generator import Conditions, Generator, keyed
 from src.diffusion.panel import Panel
 from src.diffusion.part import PARTS
 from src.diffusion.regularizers import Regularizer
-from src.diffusion.sheet import draw_pairs, draw_pictures
 from src.diffusion.steps import StepPolicy, Window
 from src.diffusion.views import Views
 from src.metrics.gradients import gradient_agreement
-from src.models.tuner import Tuner
+from src.models.measured import MeasuredTuner
 from src.resume import batches_trained
 from src.rewards.base import Reward, Score
 
 GUIDANCE_GRADIENTS = ("both", "text", "off")
-SHOWN = 16  # products in a sheet
 
 
-class RFFT(Tuner):
+class RFFT(MeasuredTuner):
     """Reward fine-tuning: F_total = -mean(value) + beta * regularizer, of pictures that the generator is painting.
 
     A rollout without gradient leads to a late step; there the noise is predicted once more with gradient, the picture
@@ -83,7 +79,7 @@ class RFFT(Tuner):
         warmup: float = 0.0,
         schedule: str = "constant",
     ) -> None:
-        super().__init__(generator, part, rank, ema, lr, weight_decay, warmup, schedule)
+        super().__init__(generator, panel or Panel(), reward, part, rank, ema, lr, weight_decay, warmup, schedule)
         self.save_hyperparameters(ignore=["generator", "reward", "regularizer", "steps", "panel", "views"])
         if part == "all":
             raise ValueError(f"part=all: a reward tunes one of {', '.join(p for p in PARTS if p != 'all')}.")
@@ -91,13 +87,11 @@ class RFFT(Tuner):
             raise ValueError(f"guidance_gradient={guidance_gradient}: choose one of {', '.join(GUIDANCE_GRADIENTS)}.")
         if own := reward.fields & {"depth", "saliency", "image"}:
             raise ValueError(f"{type(reward).__name__} takes {', '.join(sorted(own))} from the batch, not the picture.")
-        self.reward, self.regularizer, self.steps, self.panel = reward, regularizer, steps, panel or Panel()
-        self.views = views or Views()
+        self.regularizer, self.steps, self.views = regularizer, steps, views or Views()
         self.guidance_gradient, self.hinge = guidance_gradient, hinge
         self.precise = precise and regularizer.beta > 0
-        self.gradients_every, self.seed, self.tuned = gradients_every, seed, False
+        self.gradients_every, self.seed = gradients_every, seed
         self.fields = frozenset({"prompt", "product"} | reward.fields | self.panel.fields)
-        self.shown: dict[str, list[tuple[Tensor, str]]] = {}  # pictures and prompts, by split
         self.part.keep_reference()
         if checkpointing:
             for net in (generator.unet, generator.controlnet, generator.vae):
@@ -154,7 +148,8 @@ class RFFT(Tuner):
             else:
                 eps = self.net.guide(text, uncond if self.guidance_gradient == "both" else uncond.detach())
             clean = self.net.estimate(x, eps, i)
-            x = self.net.step(x, eps, i, conditions)
+            if i + 1 < window.stop:
+                x = self.net.step(x, eps, i, conditions)
         seen: dict[str, Any] = {field: batch[field] for field in self.reward.fields}
         return self.reward(*self.views(self.net.picture(clean, conditions), seen)), penalty / (
             window.stop - window.start
@@ -164,45 +159,3 @@ class RFFT(Tuner):
         """F_AC, or its shaped form, and the mean penalty."""
         loss = -score.value if self.hinge is None else (self.hinge - score.value).clamp_min(0)
         return loss.mean(), penalty.mean()
-
-    def validation_step(self, batch: Batch) -> None:
-        self._measure("val", batch)
-
-    def test_step(self, batch: Batch) -> None:
-        """The generator and, after training, under names with `before_`, the one that it was."""
-        self._measure("test", batch)
-        if self.tuned:
-            with self.part.reference():
-                self._measure("test/before_", batch)
-
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        self.tuned = True
-
-    def _measure(self, split: str, batch: Batch) -> None:
-        """Logs the panel's measures of pictures whose noise is the same every time, and remembers the first ones."""
-        with self.part.quick():
-            measures, pictures = self.panel(self.net, batch, self.reward)
-        prefix = split if split.endswith("_") else f"{split}/"
-        self.log_dict(
-            {f"{prefix}{name}": value.nanmean() for name, value in measures.items()},
-            batch_size=len(batch["key"]), on_step=False, on_epoch=True, sync_dist=True,
-        )  # fmt: skip
-        shown = self.shown.setdefault(split, [])
-        shown += list(zip(pictures[0].cpu(), batch["prompt"], strict=True))[: SHOWN - len(shown)]
-
-    def on_validation_epoch_end(self) -> None:
-        """Draws `pictures/step-N.png`: the same products, prompts and noise as ever."""
-        if not self.shown.get("val"):  # a process without a row
-            return
-        pictures, prompts = zip(*self.shown.pop("val"), strict=True)
-        step, folder = self.trainer.global_step, Path(self.trainer.default_root_dir) / "pictures"
-        if self.trainer.is_global_zero:
-            draw_pictures(folder / f"step-{step:06}.png", torch.stack(pictures), prompts)
-        if isinstance(self.logger, TensorBoardLogger):
-            self.logger.experiment.add_images("val/pictures", torch.stack(pictures), step)
-
-    def report(self, data: Any, folder: Path) -> list[Path]:
-        """Draws `before_after.png`: the same products, prompts and noise, not chosen."""
-        before, after = (torch.stack([picture for picture, _ in self.shown[s]]) for s in ("test/before_", "test"))
-        return [draw_pairs(folder / "before_after.png", before, after, [prompt for _, prompt in self.shown["test"]])]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.regularizers import command, draw, summary, table
+from benchmarks.regularizers import command, draw, measured, summary, table
 from src.config import compose
 
 RUNS = [
@@ -36,3 +36,18 @@ def test_its_runs_are_configurations(way: str) -> None:
     assert config.out == f"runs/x/{way}-1"
     if "@" in way:
         assert config.regularizer.beta == float(way.partition("@")[2])
+
+
+def test_a_finished_run_is_read_and_one_of_other_words_or_without_numbers_refused(tmp_path: Path) -> None:
+    words = {"runs": str(tmp_path), "panel": "none"}
+    run = command("kl", "1", words, [])[3:]
+    assert measured(run) is None
+    (tmp_path / "kl-1/checkpoint").mkdir()
+    file = tmp_path / "kl-1/checkpoint/metrics.json"
+    file.write_text('{"test/reward": -0.5}')
+    assert measured(run) == {"test/reward": -0.5}
+    with pytest.raises(ValueError, match=r"kl-1 holds a run with another model.lr \(0.0001 -> 0.5\)"):
+        measured(command("kl", "1", words, ["model.lr=0.5"])[3:])
+    file.write_text('{"test/reward": NaN}')
+    with pytest.raises(ValueError, match="test/reward is no number: did the training diverge"):
+        measured(run)

@@ -1,0 +1,74 @@
+"""A tuner whose pictures are measured and shown, before and after."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from src.data.batch import Batch
+from src.diffusion.generator import Generator
+from src.diffusion.panel import Panel
+from src.diffusion.sheet import draw_pairs, draw_pictures
+from src.models.tuner import Tuner
+from src.rewards.base import Reward
+
+SHOWN = 16  # products in a sheet
+
+
+class MeasuredTuner(Tuner):
+    """A tuner that lets a panel and the reward measure what it paints; noise is the same every time.
+
+    Validation measures the generator as it is, the test also the one that it was (names with `before_`).
+
+    Args:
+        panel: who measures what is painted for validation and test products; reward: whose mean value goes beside.
+        generator, part, rank, ema, lr, weight_decay, warmup, schedule: see `Tuner`.
+    """
+
+    def __init__(self, generator: Generator, panel: Panel, reward: Reward, *tuner: Any) -> None:
+        super().__init__(generator, *tuner)
+        self.panel, self.reward, self.tuned = panel, reward, False
+        self.shown: dict[str, list[tuple[Tensor, str]]] = {}  # pictures and prompts, by split
+
+    def validation_step(self, batch: Batch) -> None:
+        self._measure("val", batch)
+
+    def test_step(self, batch: Batch) -> None:
+        self._measure("test", batch)
+        if self.tuned:
+            with self.part.reference():
+                self._measure("test/before_", batch)
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self.tuned = True
+
+    def _measure(self, split: str, batch: Batch) -> None:
+        """Logs the panel's measures of pictures whose noise is the same every time, and remembers the first ones."""
+        with self.part.quick():
+            measures, pictures = self.panel(self.net, batch, self.reward)
+        prefix = split if split.endswith("_") else f"{split}/"
+        self.log_dict(
+            {f"{prefix}{name}": value.nanmean() for name, value in measures.items()},
+            batch_size=len(batch["key"]), on_step=False, on_epoch=True, sync_dist=True,
+        )  # fmt: skip
+        shown = self.shown.setdefault(split, [])
+        shown += list(zip(pictures[0].cpu(), batch["prompt"], strict=True))[: SHOWN - len(shown)]
+
+    def on_validation_epoch_end(self) -> None:
+        """Draws `pictures/step-N.png`: the same products, prompts and noise as ever."""
+        if not self.shown.get("val"):  # a process without a row
+            return
+        pictures, prompts = zip(*self.shown.pop("val"), strict=True)
+        step, folder = self.trainer.global_step, Path(self.trainer.default_root_dir) / "pictures"
+        if self.trainer.is_global_zero:
+            draw_pictures(folder / f"step-{step:06}.png", torch.stack(pictures), prompts)
+        if isinstance(self.logger, TensorBoardLogger):
+            self.logger.experiment.add_images("val/pictures", torch.stack(pictures), step)
+
+    def report(self, data: Any, folder: Path) -> list[Path]:
+        """Draws `before_after.png`: the same products, prompts and noise, not chosen."""
+        before, after = (torch.stack([picture for picture, _ in self.shown[s]]) for s in ("test/before_", "test"))
+        return [draw_pairs(folder / "before_after.png", before, after, [prompt for _, prompt in self.shown["test"]])]
