@@ -135,7 +135,7 @@ def fit(system: Any, data: AdData, config: dict[str, Any]) -> dict[str, float]:
         spent = f"{duration(keeper.seconds)} for {trainer.global_step} steps"
         about = describe(system, data, sizes, config, spent, machine(device, trainer.world_size))
         checkpoint.save(out / "checkpoint", system.cpu().eval(), config["model"], metrics, about, dtype)
-        pictures = system.report(data, out / "pictures") if tests and hasattr(system, "report") else []
+        pictures = system.to(device).report(data, out / "pictures") if tests and hasattr(system, "report") else []
         width = max(map(len, metrics), default=0)
         print("\n".join(f"{name:<{width}}  {value:8.4f}" for name, value in metrics.items()))
         print("\n".join(f"wrote {path}" for path in [out / "checkpoint", *pictures]))

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from src.config import compose
+from src.fit import run
 from src.generate import main, summary
 from tests.data.test_products import cutout
 from tests.diffusion import tiny
@@ -159,3 +162,27 @@ def test_real_photographs_of_any_size_are_painted_around(words, tmp_path, monkey
         assert picture.shape == (64, 64, 3)
         photo = np.asarray(Image.fromarray(load_sample_image(f"{name}.jpg")[171:256, 256:384]).resize((12, 8)), float)
         assert abs(picture[24:40, 24:40].mean(axis=(0, 1)) - photo.mean(axis=(0, 1))).max() < 40  # it is there
+
+
+@pytest.mark.parametrize(
+    ("regularizer", "part"), [("cc", "controlnet"), ("kl", "unet"), ("none", "unet_lora"), ("cc_authors", "unet")]
+)
+def test_a_generator_tuned_on_the_same_folder_by_words_paints(regularizer, part, words, tmp_path, monkeypatch):
+    made = dict(word.split("=") for word in words)
+    places = [f"{key}={made[key]}" for key in made if key.startswith(("generator.folder", "reward."))]
+    mine = [word.replace("products=", "data.source.folder=").replace("prompts=", "data.source.prompts=")
+            for word in shop(tmp_path, 6)]  # fmt: skip
+    told = [
+        "model=rfft", f"regularizer={regularizer}", f"model.part={part}", "data=products", *mine, *places,
+        "data.source.size=64", "data.batch_size=2", "data.num_workers=0", "generator.num_steps=4", "panel=none",
+        "trainer.accelerator=cpu", "trainer.max_steps=2", "trainer.val_check_interval=2",
+        "trainer.enable_progress_bar=false", "trainer.enable_model_summary=false", f"out={tmp_path / 'run'}",
+    ]  # fmt: skip
+    config = OmegaConf.to_container(compose("fit", told), resolve=True)
+    metrics = run(config)  # type: ignore[arg-type]
+    assert {"test/reward", "test/before_reward"} <= metrics.keys()
+    assert (tmp_path / "run/pictures/before_after.png").is_file()
+    shown = [word for word in words if not word.startswith("generator.folder")]
+    tuned = f"generator.folder={tmp_path / 'run/checkpoint'}"
+    assert command(monkeypatch, *shown, tuned, *shop(tmp_path, 6), f"out={tmp_path / 'ads'}", "attempts=1") == 0
+    assert len(manifest(tmp_path / "ads")) == 6

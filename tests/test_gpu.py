@@ -11,8 +11,10 @@ from src.build import build
 from src.config import compose
 from src.data.batch import Batch, collate, to_float
 from src.data.showroom.world import Showroom
+from src.diffusion.generator import load_generator
 from src.fit import run
 from src.rewards.rfnet import RFNetReward
+from tests.diffusion import tiny as painters
 from tests.rewards import tiny
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -64,3 +66,23 @@ def test_the_reward_and_its_gradient_are_those_of_the_cpu(tmp_path: Path) -> Non
         (gradient,) = torch.autograd.grad(value.sum(), images)
         found[device] = value.detach().cpu(), gradient.cpu()
     torch.testing.assert_close(found["cuda"], found["cpu"], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("part", ["unet", "controlnet", "unet_lora"])
+def test_a_reward_tunes_the_generator_in_bfloat16_and_its_folder_paints(part: str, tmp_path: Path) -> None:
+    painters.generator().save(tmp_path / "generator")
+    nets = tiny.rfnet(tmp_path)
+    words = [
+        "model=rfft", "trainer=gpu", "panel=none", f"model.part={part}", f"generator.folder={tmp_path / 'generator'}",
+        "generator.num_steps=4", *(f"reward.{name}={place}" for name, place in nets.items()), "data.source.size=64",
+        "data.source.num={train: 16, val: 4, test: 4}", "data.source.cache=null", "data.batch_size=4",
+        "trainer.max_steps=3", "trainer.enable_progress_bar=false", f"out={tmp_path / 'run'}",
+    ]  # fmt: skip
+    metrics = run(OmegaConf.to_container(compose("fit", words), resolve=True))  # type: ignore[arg-type]
+    assert torch.tensor(list(metrics.values())).isfinite().all()
+    tuned = load_generator(tmp_path / "run/checkpoint", num_steps=4)
+    batch, found = painters.ads(2), []
+    for device in ("cpu", "cuda"):
+        painter = tuned.to(device)
+        found.append(painter.sample(painter.encode(moved(batch, device))).cpu())
+    torch.testing.assert_close(found[1], found[0], atol=0.02, rtol=0)

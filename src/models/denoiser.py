@@ -25,7 +25,8 @@ class Denoiser(Tuner):
             classifier-free guidance; edge_dropout: share with no outline.
         min_snr: gamma of min-SNR weighting (Hang et al. 2023), None: all timesteps count alike.
         flip: share of rows with left and right swapped.
-        keep_latents: keep every picture's latents in memory: they are encoded once, 4 KiB each at 16 x 16 x 4.
+        kept_latents: pictures whose latents are kept in the CPU's memory (4 KiB each at 16 x 16 x 4), so that they are
+            encoded once; a picture and its mirror image count as two.
         shown: pictures in the sample sheet.
         rank, ema, lr, weight_decay, warmup, schedule: see `Tuner`.
     """
@@ -48,7 +49,7 @@ class Denoiser(Tuner):
         edge_dropout: float = 0.0,
         min_snr: float | None = None,
         flip: float = 0.5,
-        keep_latents: bool = False,
+        kept_latents: int = 0,
         shown: int = 24,
         ema: float | None = None,
         lr: float = 1e-4,
@@ -62,7 +63,7 @@ class Denoiser(Tuner):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}={share} must be in [0, 1].")
         self.prompt_dropout, self.edge_dropout, self.min_snr, self.flip = prompt_dropout, edge_dropout, min_snr, flip
-        self.keep_latents, self.shown = keep_latents, shown
+        self.kept_latents, self.shown = kept_latents, shown
         self.kept: dict[tuple[str, bool], Tensor] = {}
         self.register_buffer("alpha_bars", generator.scheduler.alphas_cumprod.float().clone(), persistent=False)
 
@@ -109,9 +110,9 @@ class Denoiser(Tuner):
             fresh = dict(zip([names[row] for row in new], self.net.latents(chosen), strict=True))
         else:
             fresh = {}
-        if self.keep_latents:
-            self.kept |= fresh
-        return torch.stack([fresh[name] if name in fresh else self.kept[name] for name in names])
+        rows = torch.stack([fresh[name] if name in fresh else self.kept[name].to(images) for name in names])
+        self.kept |= {name: fresh[name].cpu() for name in list(fresh)[: max(0, self.kept_latents - len(self.kept))]}
+        return rows
 
     def _step(self, batch: Batch, split: str) -> None:
         """The loss at timesteps and with noise that depend on the key alone."""

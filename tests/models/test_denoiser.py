@@ -53,7 +53,7 @@ def test_the_loss_is_the_mean_square_of_noise_or_v_with_min_snr_weights():
 
 
 def test_a_picture_is_encoded_once_for_each_side_it_is_seen_from():
-    system = denoiser(keep_latents=True)
+    system = denoiser(kept_latents=3)
     images = torch.rand(2, 3, tiny.SIZE, tiny.SIZE)
     first = system.clean(["a", "b"], [False, True], images)
     torch.testing.assert_close(first[0], system.net.latents(images[:1])[0], atol=1e-5, rtol=0)

@@ -333,14 +333,17 @@ def test_the_loss_is_the_mean_over_the_views():
 
 
 def train(
-    out, resume: bool = False, steps: StepPolicy | None = None, regularizer: Regularizer | None = None, **change: Any
-):
+    out, resume: bool = False, steps: StepPolicy | None = None, regularizer: Regularizer | None = None,
+    precision: str = "32-true", **change: Any,
+):  # fmt: skip
     L.seed_everything(0, verbose=False)
     system = rfft(
         regularizer or ConsistentCondition(0.1), steps or LateRandom(1 / 3, 2), **{"lr": 5e-3, "ema": 0.8} | change
     )
     node = {"_target_": "src.models.rfft.RFFT", "generator": {}}
-    return fit(system, data(), configuration(out, model=node, resume=resume)), system
+    config = configuration(out, model=node, resume=resume)
+    config["trainer"]["precision"] = precision
+    return fit(system, data(), config), system
 
 
 @pytest.mark.parametrize("part", ["unet", "controlnet", "unet_lora"])
@@ -363,10 +366,15 @@ def test_a_run_raises_the_reward_and_ends_in_a_folder_of_diffusers(part, regular
     StableDiffusionControlNetInpaintPipeline.from_pretrained(tmp_path / "checkpoint")
 
 
-@pytest.mark.parametrize("part", ["controlnet", "unet_lora"])
-def test_a_broken_run_resumes_to_the_weights_of_an_unbroken_one(part, tmp_path, monkeypatch):
-    _, whole = train(tmp_path / "whole", part=part)
-    _, system = resumed(RFFT, lambda resume: train(tmp_path / "broken", part=part, resume=resume), monkeypatch)
+@pytest.mark.parametrize(
+    ("part", "precision"), [("controlnet", "32-true"), ("unet", "bf16-mixed"), ("unet_lora", "32-true")]
+)
+def test_a_broken_run_resumes_to_the_weights_of_an_unbroken_one(part, precision, tmp_path, monkeypatch):
+    def run(name: str, resume: bool) -> Any:
+        return train(tmp_path / name, part=part, resume=resume, precision=precision)
+
+    _, whole = run("whole", False)
+    _, system = resumed(RFFT, lambda resume: run("broken", resume), monkeypatch)
     for a, b in zip(whole.net.parameters(), system.net.parameters(), strict=True):
         assert torch.equal(a, b)
 
