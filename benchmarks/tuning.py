@@ -41,6 +41,7 @@ from src.checkpoint import located
 from src.data.batch import Batch, collate, to_float
 from src.data.showroom.world import Showroom
 from src.diffusion.generator import Generator, load_generator
+from src.diffusion.recurrent import moved
 from src.diffusion.regularizers import ConsistentCondition, NoRegularizer, Regularizer
 from src.diffusion.steps import LateRandom, Window
 from src.models.rfft import RFFT
@@ -200,8 +201,7 @@ def measure(way: str, words: dict[str, str]) -> dict[str, float]:
     pixels, count = size or painter.size, int(words["batch"])
     reward = RFNetReward(words["checkpoint"]).to(device)
     rows = Showroom({"test": count}, size=pixels, holds=["prompt", "title", "product"]).split("test")
-    batch = to_float(collate([rows[i] for i in range(count)]))
-    batch = {field: v.to(device) if isinstance(v, Tensor) else v for field, v in batch.items()}
+    batch = moved(to_float(collate([rows[i] for i in range(count)])), device)
     owner, loss, samples = made(way, painter.to(device), reward, words["part"])
     owner.to(device)
     if half and isinstance(owner, RFFT):

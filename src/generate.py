@@ -2,8 +2,8 @@
 
 `out` gets <key>.png and a line in manifest.jsonl for each product: key, accepted, attempts, value (of the picture kept,
 the best), values (of all attempts), seed (of the picture kept), prompt. After a kill the same command goes on: what the
-manifest has is done. A product that cannot be painted is told by name, and the rest goes on. At the end: the share
-accepted by attempt, attempts and UNet calls per accepted picture.
+manifest has is done. A product that cannot be painted is told by name, in skipped.jsonl too, and the rest goes on. At
+the end: the share accepted by attempt, attempts and UNet calls per accepted picture.
 Exit code 0: every product has a picture; 1: some could not be painted; 2: nothing can be.
 """
 
@@ -72,6 +72,11 @@ class Manifest:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self.rows.append(row)
 
+    def tell(self, bad: list[tuple[str, str]]) -> None:
+        """Writes what could not be painted this time to skipped.jsonl: file, reason."""
+        lines = [json.dumps({"file": name, "reason": reason}, ensure_ascii=False) + "\n" for name, reason in bad]
+        (self.out / "skipped.jsonl").write_text("".join(lines), encoding="utf-8")
+
 
 def records(
     wanted: list[Order], reward: Reward, size: int, config: Any, bad: list[tuple[str, str]]
@@ -106,17 +111,19 @@ def generate(generator: Generator, reward: Reward, config: DictConfig) -> tuple[
     done = {row["key"] for row in manifest.rows}
     waiting = [order for order in wanted if order.key not in done]
     device = torch_device(config.device)
-    generator.to(device)
+    half = config.precision == "bfloat16"
+    generator.to(device, torch.bfloat16 if half else torch.float32)
     reward.to(device)
     asked = records(waiting, reward, size, config, bad)
-    half = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
-    with half, tqdm(total=len(wanted), initial=len(done), unit="ad", disable=None) as bar:
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=half)
+    with autocast, tqdm(total=len(wanted), initial=len(done), unit="ad", disable=None) as bar:
         pairs = recurrent(
             generator, reward, asked, config.threshold, config.attempts, config.batch_size, config.seed, device
         )
         for job, accepted in pairs:
             manifest.add(job, accepted, config.seed)
             bar.update()
+    manifest.tell(bad)
     return manifest, bad
 
 

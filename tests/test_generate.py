@@ -128,6 +128,8 @@ def test_bad_products_are_told_by_name_and_the_rest_goes_on(words, tmp_path, mon
     ):  # fmt: skip
         assert any(line.startswith(f"{name}.png: ") and reason in line for line in told.splitlines())
     assert sorted(row["key"] for row in manifest(out)) == ["p0", "p1"]
+    skipped = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
+    assert [f"{row['file']}: {row['reason']}" for row in skipped] == told.splitlines()
 
 
 def test_the_summary_counts_acceptance_by_attempt():

@@ -12,6 +12,7 @@ from src.config import compose
 from src.data.batch import Batch, collate, to_float
 from src.data.showroom.world import Showroom
 from src.diffusion.generator import load_generator
+from src.diffusion.recurrent import moved
 from src.fit import run
 from src.rewards.rfnet import RFNetReward
 from tests.diffusion import tiny as painters
@@ -23,10 +24,6 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 def ads(num: int = 16) -> Batch:
     pictures = Showroom({"test": num}, size=64).split("test")
     return to_float(collate([pictures[index] for index in range(num)]))
-
-
-def moved(batch: Batch, device: str) -> Batch:
-    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 
 def test_rfnet_trains_is_tested_and_shipped_in_bfloat16(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Parts of a generator that have learnt nothing yet: all but its VAE, or the ControlNet alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from src.checkpoint import located
@@ -19,7 +20,7 @@ def fresh_generator(
     vae: str | Path,
     text_encoder: str | Path,
     unet: Mapping[str, Any],
-    edge_channels: tuple[int, ...] | list[int] = (16, 32, 96, 256),
+    edge_channels: Sequence[int] = (16, 32, 96, 256),
     scheduler: Mapping[str, Any] | None = None,
     seed: int = 0,
     **settings: Any,
@@ -55,14 +56,14 @@ def fresh_generator(
             CLIPTextModel(words),
             part_of(AutoencoderKL, vae),
             painter,
-            ControlNetModel.from_unet(painter, conditioning_embedding_out_channels=tuple(edge_channels)),
+            controlnet_of(painter, edge_channels),
             ddim(**{**stable_diffusion, **(scheduler or {})}),
             **settings,
         )
 
 
 def fresh_controlnet(
-    folder: str | Path, edge_channels: tuple[int, ...] | list[int] = (16, 32, 96, 256), seed: int = 0
+    folder: str | Path, edge_channels: Sequence[int] = (16, 32, 96, 256), seed: int = 0
 ) -> ControlNetModel:
     """A ControlNet that begins as the first half of a folder's UNet and adds nothing yet (Zhang et al. 2023).
 
@@ -71,4 +72,18 @@ def fresh_controlnet(
     painter = part_of(UNet2DConditionModel, folder, "unet")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ControlNetModel.from_unet(painter, conditioning_embedding_out_channels=tuple(edge_channels))
+        return controlnet_of(painter, edge_channels)
+
+
+def controlnet_of(unet: UNet2DConditionModel, edge_channels: Sequence[int]) -> ControlNetModel:
+    """A ControlNet that begins as the UNet's first half; outlines reach its end, which is zero.
+
+    With torch's own initial weights each convolution and SiLU passes on less than half of a small signal: after seven
+    of them an outline moves the result by 1e-6 of it, and after 1800 steps of training still does.
+    """
+    controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=tuple(edge_channels))
+    embedding: Any = controlnet.controlnet_cond_embedding
+    for layer in (embedding.conv_in, *embedding.blocks):
+        nn.init.normal_(layer.weight, std=1.7 / layer.weight[0].numel() ** 0.5)  # SiLU halves what is near 0
+        nn.init.zeros_(layer.bias)
+    return controlnet

@@ -140,6 +140,16 @@ def test_a_scheduler_of_another_kind_is_read_as_ddim_with_leading_steps_and_no_c
     assert (saved["timestep_spacing"], saved["clip_sample"], saved["thresholding"]) == ("leading", False, False)
 
 
+def test_an_outline_reaches_the_end_of_a_fresh_controlnets_way_from_it(tmp_path):
+    tiny.generator().save(tmp_path)
+    embedding: Any = fresh_controlnet(tmp_path, edge_channels=(8, 16, 32, 48)).controlnet_cond_embedding
+    edges = outline(tiny.ads(4)["product"])
+    embedding.conv_out = torch.nn.Identity()
+    with torch.no_grad():
+        seen, unseen = embedding(edges), embedding(0 * edges)
+    assert 0.01 < float((seen - unseen).square().mean().sqrt()) < 1
+
+
 def test_a_fresh_controlnet_is_the_first_half_of_the_unet_and_adds_nothing_yet(tmp_path):
     tiny.generator().save(tmp_path)
     made = [fresh_controlnet(tmp_path, edge_channels=(4, 8, 8), seed=seed) for seed in (0, 0, 1)]
