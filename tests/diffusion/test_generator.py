@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.pipelines.controlnet.pipeline_controlnet_inpaint import StableDiffusionControlNetInpaintPipeline
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from src.diffusion.fresh import fresh_controlnet
 from src.diffusion.generator import load_generator, outline
@@ -44,6 +45,26 @@ def test_a_sample_is_that_of_diffusers(prediction, num_steps, monkeypatch):
     ours = generator.sample(conditions)
     torch.testing.assert_close(ours, theirs * (1 - alpha) + product[:, :3] * alpha, atol=1e-4, rtol=0)
     assert float((ours - shown).abs().mean()) > 0.05  # something was painted
+
+
+def test_so_it_is_of_plain_prompts_and_products_with_soft_edges():
+    generator = tiny.generator(guidance_scale=3.0, negative_prompt="bad")
+    with torch.no_grad():
+        generator.vae.quant_conv.weight[4:] = 0
+        generator.vae.quant_conv.bias[4:] = -30
+    batch = tiny.ads(3)
+    product = batch["product"]
+    product[:, 3:] = gaussian_blur(product[:, 3:], [9, 9], [3.0, 3.0])
+    conditions, alpha = generator.encode(batch), product[:, 3:]
+    assert float(((alpha > 0.01) & (alpha < 0.99)).float().mean()) > 0.1
+    theirs = pipeline(generator)(
+        prompt=batch["prompt"], negative_prompt=["bad"] * 3, image=product[:, :3] * alpha + 1 - alpha,
+        mask_image=1 - alpha, control_image=conditions.edges, latents=conditions.noise, num_inference_steps=6,
+        controlnet_conditioning_scale=1.0,
+        guidance_scale=3.0, strength=1.0, height=tiny.SIZE, width=tiny.SIZE, output_type="pt",
+    ).images  # fmt: skip
+    expected = theirs * (1 - alpha) + product[:, :3] * alpha
+    torch.testing.assert_close(generator.sample(conditions), expected, atol=1e-4, rtol=0)
 
 
 def test_the_estimate_inverts_the_noising_and_the_product_keeps_its_place():
