@@ -42,7 +42,7 @@ def measured(words: Sequence[str]) -> dict[str, float] | None:
 
     Raises ValueError if its folder holds a run of other words, or a measure is no number.
     """
-    config: Any = OmegaConf.to_container(compose("fit", words), resolve=True)
+    config: Any = OmegaConf.to_container(compose("fit", list(words)), resolve=True)
     open_run(Path(config["out"]), config)
     file = Path(config["out"]) / "checkpoint" / "metrics.json"
     told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

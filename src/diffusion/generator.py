@@ -288,16 +288,15 @@ def load_generator(
     """
     plain = {"timestep_spacing": "leading", "clip_sample": False, "thresholding": False}
     ddim: Any = DDIMScheduler
+    edges: Any = controlnet
     if not isinstance(controlnet, ControlNetModel):
-        controlnet = (
-            part_of(ControlNetModel, controlnet) if controlnet else part_of(ControlNetModel, folder, "controlnet")
-        )
+        edges = part_of(ControlNetModel, controlnet) if controlnet else part_of(ControlNetModel, folder, "controlnet")
     return Generator(
         part_of(CLIPTokenizer, folder, "tokenizer"),
         part_of(CLIPTextModel, folder, "text_encoder"),
         part_of(AutoencoderKL, folder, "vae"),
         part_of(UNet2DConditionModel, folder, "unet"),
-        controlnet,
+        edges,
         ddim.from_config(part_of(DDIMScheduler, folder, "scheduler").config, **plain),
         **settings,
     )
