@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from src.metrics.availability import calibration_error
+
 LIMIT = 20.0
 
 
@@ -25,3 +27,12 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
     with torch.enable_grad():
         search.step(closure)  # pyright: ignore[reportArgumentType]
     return float(log_temperature.detach().exp().clamp(1 / LIMIT, LIMIT))
+
+
+def temperature_errors(logits: Tensor, labels: Tensor) -> dict[float, float]:
+    """The likeliest class's `calibration_error` at temperature 1 and at `best_temperature`, by temperature."""
+    errors = {}
+    for temperature in (1.0, best_temperature(logits, labels)):
+        confidence, likeliest = (logits / temperature).softmax(dim=1).max(dim=1)
+        errors[temperature] = float(calibration_error(confidence, likeliest == labels))
+    return errors

@@ -16,8 +16,8 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from src.data.batch import CLASSES, PICTURES, Batch
-from src.metrics.availability import Availability, calibration_error, confusion_figure
-from src.metrics.calibration import best_temperature
+from src.metrics.availability import Availability, confusion_figure
+from src.metrics.calibration import temperature_errors
 from src.models.augment import augmented
 from src.models.fusion import FeatureFilter, PictureEncoder, TitleEncoder
 from src.models.perception import resize
@@ -305,13 +305,9 @@ class RFNetSystem(L.LightningModule):
     def calibrate(self, batches: Iterable[Batch]) -> float:
         """Sets the temperature that minimises the cross-entropy of `batches`, if it mends their calibration.
 
-        The error is that of the likeliest class (`calibration_error`); see `best_temperature`.
+        See `temperature_errors`.
         """
-        logits, labels = self.predict(batches)
-        errors = {}
-        for temperature in (1.0, best_temperature(logits, labels)):
-            confidence, likeliest = (logits / temperature).softmax(dim=1).max(dim=1)
-            errors[temperature] = float(calibration_error(confidence, likeliest == labels))
+        errors = temperature_errors(*self.predict(batches))
         best = min(errors, key=lambda temperature: errors[temperature])
         self.net.temperature.fill_(best)
         told = ", ".join(f"{error:.3f} at {temperature:.2f}" for temperature, error in errors.items())
