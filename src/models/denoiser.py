@@ -37,7 +37,7 @@ class Denoiser(Tuner):
         "use": "Painting backgrounds around products like those of its training data; tuning it with a reward.",
         "limits": "It knows the pictures below and no others: no photographs, no prompts of other words.",
         "load": "from src.diffusion.generator import load_generator\n\n"
-        'generator = load_generator("path/of/this/folder")  # also a folder of diffusers\' own pipelines',
+        'generator = load_generator("path/of/this/folder")  # in diffusers: controlnet_conditioning_scale=1.0',
     }
 
     def __init__(

@@ -54,7 +54,7 @@ class RFFT(MeasuredTuner):
         "use": "Painting backgrounds around products, as the generator that it was tuned from.",
         "limits": "Tuned to please one reward: look at the pictures and at the judge's opinion, not at the reward's.",
         "load": "from src.diffusion.generator import load_generator\n\n"
-        'generator = load_generator("path/of/this/folder")  # also a folder of diffusers\' own pipelines',
+        'generator = load_generator("path/of/this/folder")  # in diffusers: controlnet_conditioning_scale=1.0',
     }
 
     def __init__(
