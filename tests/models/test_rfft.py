@@ -1,6 +1,9 @@
 """RFFT: which weights get which gradient, what the reward sees, and what does not change the result."""
 
 import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +225,7 @@ def test_the_reward_sees_the_pasted_product_and_cannot_move_it():
     assert float(gradient.abs().max()) > 0
 
 
-def first_gradient(accumulate: int, seed: int = 0) -> Tensor:
+def first_gradient(accumulate: int, seed: int = 0, processes: int = 1) -> Tensor:
     """The gradient of the first optimizer step on four rows."""
     gradients: list[Tensor] = []
 
@@ -235,8 +238,8 @@ def first_gradient(accumulate: int, seed: int = 0) -> Tensor:
     L.Trainer(
         accelerator="cpu", max_steps=1, callbacks=[Watch()], logger=False, limit_val_batches=0,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        accumulate_grad_batches=accumulate,
-    ).fit(system, AdData(source, batch_size=4 // accumulate, num_workers=0))  # fmt: skip
+        accumulate_grad_batches=accumulate, devices=processes, strategy="ddp" if processes > 1 else "auto",
+    ).fit(system, AdData(source, batch_size=4 // accumulate // processes, num_workers=0))  # fmt: skip
     return gradients[0]
 
 
@@ -244,6 +247,16 @@ def test_a_step_depends_on_the_seed_and_not_on_the_size_of_batches():
     whole, parts, other = first_gradient(1), first_gradient(4), first_gradient(1, seed=1)
     torch.testing.assert_close(whole, parts, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
     assert float((whole - other).norm() / whole.norm()) > 0.1
+
+
+def test_two_processes_step_as_one(tmp_path):
+    """A real DDP run over gloo, this file being the program."""
+    program = [sys.executable, "-m", "tests.models.test_rfft", str(tmp_path / "gradient.pt")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    both, one = torch.load(tmp_path / "gradient.pt", weights_only=True), first_gradient(1)
+    torch.testing.assert_close(both, one, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
 
 
 def test_one_of_four_four_times_is_four_at_once():
@@ -421,3 +434,9 @@ def test_near_the_reference_the_penalty_of_bf16_is_that_of_float32(part, regular
     torch.testing.assert_close(near, exact, rtol=0.1, atol=0)
     assert float(torch.cosine_similarity(close, gradient, dim=0)) > 0.95
     assert float(torch.cosine_similarity(far, gradient, dim=0)) < 0.9, "rounding does no harm here: no need for it"
+
+
+if __name__ == "__main__":
+    gradient = first_gradient(1, processes=2)
+    if torch.distributed.get_rank() == 0:
+        torch.save(gradient, sys.argv[1])
