@@ -29,6 +29,7 @@ from src.checkpoint import located
 from src.data.batch import Batch
 
 CANNY = 100, 200  # thresholds of the edge detector
+LEAST = 1e-12  # of alpha_bar: if nothing of the picture were left in the latents, their noise would not tell of it
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ class Generator(nn.Module):
         kind = scheduler.config.get("prediction_type", "epsilon")
         if kind not in ("epsilon", "v_prediction"):
             raise ValueError(f"the scheduler's prediction_type is {kind}; epsilon and v_prediction are known.")
+        if scheduler.config.get("rescale_betas_zero_snr") and kind == "epsilon":
+            raise ValueError("the scheduler's rescale_betas_zero_snr needs prediction_type v_prediction.")
         if unet.config.get("in_channels") != vae.config.get("latent_channels"):
             raise ValueError(
                 f"the UNet takes {unet.config.get('in_channels')} channels, the VAE gives "
@@ -91,6 +94,8 @@ class Generator(nn.Module):
             )
         self.tokenizer, self.scheduler = tokenizer, scheduler
         self.text_encoder, self.vae, self.unet, self.controlnet = text_encoder, vae, unet, controlnet
+        for net in (unet, controlnet):
+            net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # as convolutions are quickest
         self.num_steps, self.guidance_scale, self.control_scale = num_steps, guidance_scale, control_scale
         self.negative_prompt, self.dilation, self.backdrop = negative_prompt, dilation, backdrop
         self.kind = kind
@@ -98,7 +103,8 @@ class Generator(nn.Module):
         self.timesteps: list[int] = scheduler.timesteps.tolist()
         known = scheduler.alphas_cumprod.double()
         last = scheduler.final_alpha_cumprod.double().reshape(1)
-        self.alpha_bars: list[float] = torch.cat([known[self.timesteps], last]).tolist()  # T + 1, rising
+        levels = torch.cat([known[self.timesteps], last]).clamp_min(LEAST)
+        self.alpha_bars: list[float] = levels.tolist()  # T + 1, rising
 
     @property
     def size(self) -> int:
@@ -179,11 +185,15 @@ class Generator(nn.Module):
         )[0].to(x.dtype)
 
     def noise(self, x: Tensor, i: int, conditions: Conditions) -> tuple[Tensor, Tensor]:
-        """(text, uncond): the noise seen in latents x at step i with and without the prompt, in one call."""
+        """(text, uncond): the noise seen in latents x at step i with and without the prompt, in one call.
+
+        As wide as x, but float64 where next to nothing of the picture is left: there it is told by the last digits.
+        """
         t = torch.tensor(self.timesteps[i], device=x.device)
         predicted = self.predict(torch.cat([x, x]), t, conditions.text, torch.cat([conditions.edges] * 2))
         if self.kind == "v_prediction":
             a = self.alpha_bars[i]
+            x = x.double() if a < 1e-4 else x
             predicted = a**0.5 * predicted + (1 - a) ** 0.5 * torch.cat([x, x])
         uncond, text = predicted.chunk(2)
         return text, uncond
@@ -195,12 +205,12 @@ class Generator(nn.Module):
     def estimate(self, x: Tensor, eps: Tensor, i: int) -> Tensor:
         """x0-hat at step i: (x - sqrt(1 - a) eps) / sqrt(a), a = alpha_bar (paper's x0 formula)."""
         a = self.alpha_bars[i]
-        return (x - (1 - a) ** 0.5 * eps) / a**0.5
+        return ((x - (1 - a) ** 0.5 * eps) / a**0.5).to(x)
 
     def step(self, x: Tensor, eps: Tensor, i: int, conditions: Conditions) -> Tensor:
         """The latents after step i: DDIM, then the product's latents, noised as far, in the product's place."""
         b = self.alpha_bars[i + 1]
-        moved = b**0.5 * self.estimate(x, eps, i) + (1 - b) ** 0.5 * eps
+        moved = b**0.5 * self.estimate(x, eps, i) + (1 - b) ** 0.5 * eps.to(x)
         known = conditions.latents
         if i + 1 < self.num_steps:
             known = b**0.5 * known + (1 - b) ** 0.5 * conditions.noise
@@ -282,12 +292,15 @@ def load_generator(
     """The generator of a folder or hub id in diffusers' layout, float32; `settings` are `Generator`'s.
 
     `controlnet`: itself, or a folder or hub id of its own; None: the subfolder of that name. The scheduler's
-    configuration is read as DDIM's, whatever scheduler it was written by: betas and prediction type; with leading
-    timesteps and without clipping, as Stable Diffusion 1.5 is sampled. Raises ValueError naming the folder and the part
+    configuration is read as DDIM's, whatever scheduler it was written by: betas and prediction type; without clipping,
+    and with leading timesteps, as Stable Diffusion 1.5 is sampled, or trailing ones if the last is pure noise
+    (rescale_betas_zero_snr; Lin et al. 2024, arXiv 2305.08891). Raises ValueError naming the folder and the part
     that is missing or cannot be read.
     """
-    plain = {"timestep_spacing": "leading", "clip_sample": False, "thresholding": False}
     ddim: Any = DDIMScheduler
+    noise = part_of(DDIMScheduler, folder, "scheduler").config
+    spacing = "trailing" if noise["rescale_betas_zero_snr"] else "leading"
+    plain = {"timestep_spacing": spacing, "clip_sample": False, "thresholding": False}
     edges: Any = controlnet
     if not isinstance(controlnet, ControlNetModel):
         edges = part_of(ControlNetModel, controlnet) if controlnet else part_of(ControlNetModel, folder, "controlnet")
@@ -297,7 +310,7 @@ def load_generator(
         part_of(AutoencoderKL, folder, "vae"),
         part_of(UNet2DConditionModel, folder, "unet"),
         edges,
-        ddim.from_config(part_of(DDIMScheduler, folder, "scheduler").config, **plain),
+        ddim.from_config(noise, **plain),
         **settings,
     )
 

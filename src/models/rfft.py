@@ -134,7 +134,7 @@ class RFFT(MeasuredTuner):
 
     def look(self, x: Tensor, window: Window, conditions: Conditions, batch: Batch) -> tuple[Score, Tensor]:
         """The reward of the picture that a window of steps from latents x estimates, and the penalty, (batch,)."""
-        penalty, clean = torch.zeros(len(x), device=x.device), x
+        penalty, clean = x.new_zeros(len(x)), x
         for i in range(window.start, window.stop):
             with torch.autocast(x.device.type, enabled=False) if self.precise else nullcontext():
                 text, uncond = tuned = self.net.noise(x, i, conditions)
@@ -142,7 +142,7 @@ class RFFT(MeasuredTuner):
                     with torch.no_grad(), self.part.reference():
                         reference = self.net.noise(x, i, conditions)
                     a = self.net.alpha_bars[i]
-                    penalty = penalty + self.regularizer(tuned, reference, a, self.net.guidance_scale)
+                    penalty = penalty + self.regularizer(tuned, reference, a, self.net.guidance_scale).to(penalty)
             if self.guidance_gradient == "off":
                 eps = text
             else:

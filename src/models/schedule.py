@@ -39,6 +39,6 @@ def adamw(
         {"params": [w for w in weights if w.ndim > 1], "weight_decay": weight_decay},
         {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=lr)
+    optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
     paced = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: pace(step / steps, warmup, schedule))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": paced, "interval": "step"}}

@@ -24,10 +24,14 @@ def pipeline(generator) -> Any:
     return pipe
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("num_steps", [6, 40])
-def test_a_sample_is_that_of_diffusers(prediction, num_steps, monkeypatch):
-    generator = tiny.generator(prediction=prediction, num_steps=num_steps, guidance_scale=3.0, control_scale=0.8)
+@pytest.mark.parametrize(
+    ("prediction", "from_noise"), [("epsilon", False), ("v_prediction", False), ("v_prediction", True)]
+)
+@pytest.mark.parametrize("num_steps", [5, 40])  # of trailing steps diffusers misses the next if 1000 is no multiple
+def test_a_sample_is_that_of_diffusers(prediction, from_noise, num_steps):
+    generator = tiny.generator(
+        prediction=prediction, from_noise=from_noise, num_steps=num_steps, guidance_scale=3.0, control_scale=0.8
+    )
     with torch.no_grad():  # its pipeline draws latents from the VAE's distribution; with no deviation it has no choice
         generator.vae.quant_conv.weight[4:] = 0
         generator.vae.quant_conv.bias[4:] = -30
@@ -159,6 +163,21 @@ def test_a_scheduler_of_another_kind_is_read_as_ddim_with_leading_steps_and_no_c
     again.save(tmp_path / "tuned")  # what diffusers opens then paints the same
     saved = json.loads((tmp_path / "tuned/scheduler/scheduler_config.json").read_text())
     assert (saved["timestep_spacing"], saved["clip_sample"], saved["thresholding"]) == ("leading", False, False)
+
+
+def test_a_scheduler_whose_last_timestep_is_pure_noise_is_read_with_trailing_steps(tmp_path):
+    painter = tiny.generator(prediction="v_prediction", from_noise=True)
+    assert (painter.timesteps[0], painter.scheduler.alphas_cumprod[-1]) == (999, 0)
+    painter.save(tmp_path)
+    assert load_generator(tmp_path, **painter.settings).timesteps == painter.timesteps
+    conditions = painter.encode(tiny.ads(2))
+    text, _ = painter.noise(conditions.noise, 0, conditions)
+    predicted = painter.predict(
+        conditions.noise, torch.tensor(999), conditions.text.chunk(2)[1], conditions.edges
+    )  # v, of pure noise, is the negative picture
+    torch.testing.assert_close(painter.estimate(conditions.noise, text, 0), -predicted)
+    with pytest.raises(ValueError, match="rescale_betas_zero_snr needs prediction_type v_prediction"):
+        tiny.generator(from_noise=True)
 
 
 def test_an_outline_reaches_the_end_of_a_fresh_controlnets_way_from_it(tmp_path):

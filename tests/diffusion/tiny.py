@@ -24,7 +24,7 @@ def tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=WORDS)
 
 
-def generator(seed: int = 0, prediction: str = "epsilon", **settings: Any) -> Generator:
+def generator(seed: int = 0, prediction: str = "epsilon", from_noise: bool = False, **settings: Any) -> Generator:
     reader = tokenizer()
     autoencoder: Any = AutoencoderKL  # diffusers' own types allow one block only
     ddim: Any = DDIMScheduler
@@ -54,7 +54,8 @@ def generator(seed: int = 0, prediction: str = "epsilon", **settings: Any) -> Ge
                 torch.nn.init.normal_(weight, std=0.2)
     scheduler = ddim(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1, prediction_type=prediction,
+        steps_offset=1, prediction_type=prediction, rescale_betas_zero_snr=from_noise,
+        timestep_spacing="trailing" if from_noise else "leading",
     )  # fmt: skip
     made = Generator(reader, text, vae, unet, controlnet, scheduler, **options)
     return made.eval().requires_grad_(False)
