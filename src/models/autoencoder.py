@@ -54,6 +54,8 @@ class Autoencoder(L.LightningModule):
 
     Args:
         pretrained: folder or hub id with weights ("stabilityai/sd-vae-ft-mse"), or None: from nothing (`begin_short`).
+        decoder_only: of a pretrained one, leave the encoder and the latents' scale as they are, so that a generator
+            which was trained on these latents gains too.
         block_out_channels, layers_per_block, latent_channels, norm_num_groups: of `diffusers.AutoencoderKL`.
         lr, weight_decay, warmup: see `src.models.schedule.adamw`.
     """
@@ -69,6 +71,7 @@ class Autoencoder(L.LightningModule):
     def __init__(
         self,
         pretrained: str | None = None,
+        decoder_only: bool = False,
         block_out_channels: Sequence[int] = (128, 256, 512, 512),
         layers_per_block: int = 2,
         latent_channels: int = 4,
@@ -100,6 +103,11 @@ class Autoencoder(L.LightningModule):
         )
         if not pretrained:
             begin_short(self.net)
+        if decoder_only and not pretrained:
+            raise ValueError("decoder_only=true needs pretrained.")
+        self.decoder_only = decoder_only
+        for net in (self.net.encoder, self.net.quant_conv) if decoder_only else ():
+            net.requires_grad_(False)
         self.edge_weight, self.kl_weight, self.products = edge_weight, kl_weight, products
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
 
@@ -142,6 +150,8 @@ class Autoencoder(L.LightningModule):
     @torch.inference_mode()
     def calibrate(self, batches: Iterable[Batch]) -> float:
         """Sets the scaling factor, by which latents get a standard deviation of 1 over `batches`."""
+        if self.decoder_only:
+            return float(self.net.config["scaling_factor"])
         total, squares, count = 0.0, 0.0, 0
         for batch in batches:
             latents = self.net.encode(2 * batch["image"] - 1).latent_dist.mode().double()

@@ -64,6 +64,22 @@ def test_a_run_learns_scales_its_latents_and_ends_in_a_folder_of_diffusers(tmp_p
         autoencoder(products=1.5)
 
 
+def test_a_decoder_learns_on_with_the_latents_as_they_are(tmp_path):
+    autoencoder().net.save_pretrained(tmp_path / "old")
+    system = autoencoder(pretrained=str(tmp_path / "old"), decoder_only=True, lr=1e-2)
+    before = {name: weight.clone() for name, weight in system.net.named_parameters()}
+    scale = system.net.config.scaling_factor
+    config = configuration(tmp_path / "new", model={"_target_": "src.models.autoencoder.Autoencoder"})
+    fit(system, data(), config)
+    moved = {
+        name.split(".")[0] for name, weight in system.net.named_parameters() if not torch.equal(weight, before[name])
+    }
+    assert moved == {"decoder", "post_quant_conv"}
+    assert system.net.config.scaling_factor == scale
+    with pytest.raises(ValueError, match="needs pretrained"):
+        autoencoder(decoder_only=True)
+
+
 def test_what_lies_in_a_folder_of_old_is_gone_after_saving(tmp_path):
     system = autoencoder()
     about = dict.fromkeys(ABOUT, "x")
