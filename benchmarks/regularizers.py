@@ -2,7 +2,8 @@
 
 Tunes the same generator with the same reward under each regularizer and seed, each by `python -m src.fit model=rfft`,
 and sets beside one another what the judge and the reader say of held-out products: mean and standard deviation over the
-seeds. After a kill the same command goes on. Writes `benchmarks/results/regularizers.json` and `.png`.
+seeds. After a kill the same command goes on. Writes `benchmarks/results/regularizers.json`, `.png`, and
+`regularizers.jpg`: the same products, prompts and noise under the first seed's generators.
 Words: regularizers=none,kl,cc (or kl@0.3, with a beta) seeds=0,1,2 runs=runs/regularizers panel=showroom
 """
 
@@ -17,13 +18,18 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
+from torch import Tensor
 
+from src.build import build
 from src.config import compose
+from src.data.batch import Batch, collate, to_float
+from src.diffusion.sheet import draw_columns
 from src.resume import open_run
 
 WORDS = {"regularizers": "none,kl,cc", "seeds": "0,1,2", "runs": "runs/regularizers", "panel": "showroom"}
 RESULTS = Path(__file__).parent / "results" / "regularizers.json"
 MEASURES = ("reward", "available", "attributes", "diversity", "dissimilarity")
+SHOWN = 10  # products in the sheet
 
 
 def command(way: str, seed: str, words: Mapping[str, str], more: Sequence[str]) -> list[str]:
@@ -86,6 +92,22 @@ def draw(found: Mapping[str, Mapping[str, Mapping[str, float]]], file: Path) -> 
     figure.savefig(file, dpi=130)
 
 
+def draw_ways(runs: Mapping[str, Sequence[str]], file: Path) -> None:
+    """The first test products, not chosen: a row each, one picture of the same noise before and under every way."""
+    painted: dict[str, Tensor] = {}
+    batch: Batch = {}
+    for way, words in runs.items():
+        config: Any = OmegaConf.to_container(compose("fit", list(words)), resolve=True)
+        if not painted:
+            rows = build(config["data"]["source"]).split("test")
+            batch = to_float(collate([rows[index] for index in range(SHOWN)]))
+        tuned = {way: str(Path(config["out"]) / "checkpoint")}
+        for name, folder in (tuned if painted else {"before": config["generator"]["folder"]} | tuned).items():
+            painter = build(config["generator"] | {"folder": folder})
+            painted[name] = painter.sample(painter.encode(batch))
+    draw_columns(file, painted, batch["prompt"])
+
+
 def main() -> None:
     own, _, more = " ".join(sys.argv[1:]).partition("--")
     given = dict(word.split("=", 1) for word in own.split())
@@ -95,9 +117,7 @@ def main() -> None:
     ways, seeds, found = words["regularizers"].split(","), words["seeds"].split(","), {}
     runs = {(way, seed): command(way, seed, words, more.split()) for seed in seeds for way in ways}
     try:
-        for (
-            run
-        ) in runs.values():  # all ways of a seed before the next: a table that is cut short compares like with like
+        for run in runs.values():  # all ways of a seed before the next, so that they are compared early
             if measured(run[3:]) is None:
                 subprocess.run(run, check=True)
         for way in ways:
@@ -109,6 +129,7 @@ def main() -> None:
     about = {"words": words, "fit": more.split(), "seeds": seeds}
     RESULTS.write_text(json.dumps({**about, "ways": found}, indent=2) + "\n", encoding="utf-8")
     draw(found, RESULTS.with_suffix(".png"))
+    draw_ways({way: runs[way, seeds[0]][3:] for way in ways}, RESULTS.with_suffix(".jpg"))
 
 
 if __name__ == "__main__":

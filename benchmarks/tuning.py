@@ -14,7 +14,7 @@ other. A gradient sample is one picture whose reward's gradient reaches the trai
 Prints seconds and memory (the peak above what the loaded nets take), or that a way ran out of it, and writes
 `benchmarks/results/tuning.json`.
 Words: generator=checkpoints/showroom-generator, or sd15, the full size with random weights; size=null, px of pictures;
-checkpoint=checkpoints/rfnet part=controlnet batch=8 steps=40 repeats=3 threads=2 device=cpu precision=float32
+checkpoint=checkpoints/rfnet-reward part=controlnet batch=8 steps=40 repeats=3 threads=2 device=cpu precision=float32
 ways=rfft,rfft_draws,...
 """
 
@@ -50,7 +50,7 @@ from src.rewards.rfnet import RFNetReward
 
 WAYS = ("rfft", "rfft_draws", "rfft_cc", "refl", "refl_once", "alignprop")
 WORDS = {
-    "generator": "checkpoints/showroom-generator", "size": "null", "checkpoint": "checkpoints/rfnet",
+    "generator": "checkpoints/showroom-generator", "size": "null", "checkpoint": "checkpoints/rfnet-reward",
     "part": "controlnet", "batch": "8", "steps": "40", "repeats": "3", "threads": "2", "device": "cpu",
     "precision": "float32", "ways": ",".join(WAYS),
 }  # fmt: skip

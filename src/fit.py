@@ -136,8 +136,7 @@ def fit(system: Any, data: AdData, config: dict[str, Any]) -> dict[str, float]:
         about = describe(system, data, sizes, config, spent, machine(device, trainer.world_size))
         checkpoint.save(out / "checkpoint", system.cpu().eval(), config["model"], metrics, about, dtype)
         pictures = system.to(device).report(data, out / "pictures") if tests and hasattr(system, "report") else []
-        width = max(map(len, metrics), default=0)
-        print("\n".join(f"{name:<{width}}  {value:8.4f}" for name, value in metrics.items()))
+        print("\n".join(table(metrics)))
         print("\n".join(f"wrote {path}" for path in [out / "checkpoint", *pictures]))
     return metrics
 
@@ -165,6 +164,17 @@ def new_trainer(out: Path, config: dict[str, Any], monitor: tuple[str, str] | No
         plugins=[AtomicIO()],
         enable_checkpointing=bool(monitor),
     )
+
+
+def table(metrics: dict[str, float]) -> list[str]:
+    """A line for each metric; that of a tuner's test/x also tells test/before_x."""
+    width, before = max(map(len, metrics), default=0), "test/before_"
+    was = {name: metrics.get(before + name.removeprefix("test/")) for name in metrics}
+    return [
+        f"{name:<{width}}  {value:8.4f}" + ("" if was[name] is None else f"  before {was[name]:8.4f}")
+        for name, value in metrics.items()
+        if not name.startswith(before)
+    ]
 
 
 def machine(device: torch.device, world_size: int) -> str:

@@ -491,7 +491,7 @@ def told_commands() -> list[str]:
     """The commands in the head comments of conf/, a continued one on one line."""
     heads = [re.sub(r"\n# {4,}", " ", file.read_text(encoding="utf-8")) for file in CONF.rglob("*.yaml")]
     told = {line for head in heads for line in re.findall(r"python -m src\.fit (.*)", head)}
-    return sorted(re.sub(r"\s{2,}\(.*", "", line) for line in told)
+    return sorted(re.sub(r"\s{2,}[(#].*", "", line) for line in told)
 
 
 @pytest.mark.parametrize("words", told_commands())

@@ -25,6 +25,10 @@ def test_the_first_rows_are_the_shipped_checkpoints() -> None:
     assert figures("the same, depth and saliency computed") == pytest.approx(
         rounded(metrics, "test_perceived"), abs=6e-4
     )
+    reward = json.loads(Path("checkpoints/rfnet-reward/metrics.json").read_text(encoding="utf-8"))
+    assert figures("rfnet-reward") == pytest.approx(rounded(reward, "test_perceived"), abs=6e-4)
+    (repainted,) = re.findall(r"its AP is (\d\.\d+)", Path("README.md").read_text(encoding="utf-8"))
+    assert float(repainted) == pytest.approx(reward["test_repainted/availability_ap"], abs=6e-4)
 
 
 @pytest.mark.parametrize("name", ["title", "picture", "saliency", "depth", "product"])

@@ -77,7 +77,7 @@ class AdData(L.LightningDataModule):
     Workers send uint8 pictures; `on_after_batch_transfer` turns them into float and lets frozen perception nets fill
     the fields that the source lacks. Training batches follow (seed, epoch) for any number of workers, none repeats in
     an epoch, and training continues at the very batch where it stopped. Validation and test see every record once,
-    also on several devices.
+    also on several devices, in one fixed shuffle.
 
     Args:
         source: the records.
@@ -226,9 +226,11 @@ class AdData(L.LightningDataModule):
         first: int = 0,
         perceived: bool = False,
         repainted: bool = False,
+        shuffled: bool = False,
     ) -> "Batches":
         """A split in order from row `first` on, in this process alone, as batches ready for a system on `device`.
 
+        `shuffled`: in the order of validation and test, the first rows of which are a fair sample.
         `perceived`: all maps are the nets', also where the source has its own. `repainted`: all pictures are. Raises
         ValueError if there is no net to do it.
         """
@@ -240,7 +242,7 @@ class AdData(L.LightningDataModule):
         if repainted and self.repaint is None:
             raise ValueError("repainted: nothing is there to repaint pictures, as data=repainted has it.")
         rows: Any = Subset(cast(Any, self.split(name)), range(first, len(self.split(name))))
-        loader = self._loader(rows, EvaluationBatches(len(rows), self.batch_size))
+        loader = self._loader(rows, EvaluationBatches(len(rows), self.batch_size, shuffled=shuffled))
         return Batches(self, loader, torch.device(device), perceived, repainted)
 
     def on_after_batch_transfer(
@@ -281,7 +283,7 @@ class AdData(L.LightningDataModule):
 
     def _evaluation(self, name: str, replicas: int, rank: int) -> DataLoader:
         rows = self.split(name)
-        return self._loader(rows, EvaluationBatches(len(rows), self.batch_size, replicas, rank))
+        return self._loader(rows, EvaluationBatches(len(rows), self.batch_size, replicas, rank, shuffled=True))
 
     def _loader(self, rows: Rows, batches: DistributedSampler) -> DataLoader:
         # The batches go in as a sampler of lists (batch_size=None): Lightning replaces any sampler that is not a

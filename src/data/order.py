@@ -41,21 +41,24 @@ class TrainBatches(DistributedSampler):
 
 
 class EvaluationBatches(DistributedSampler):
-    """Every record exactly once over all processes, in order, as lists of indices of nearly equal length.
+    """Every record exactly once over all processes, as lists of indices of nearly equal length.
 
-    All ranks get equally many batches (collective operations never wait in vain), except that a rank without a record
-    left gets none: that needs a batch size of 1 or fewer records than ranks.
+    In order, or `shuffled`, always in the same way: then the first batches, to which trainer.limit_val_batches or
+    limit_test_batches may cut an evaluation, are a fair sample of data whose neighbours are alike. All ranks get
+    equally many batches (collective operations never wait in vain), except that a rank without a record left gets
+    none: that needs a batch size of 1 or fewer records than ranks.
     """
 
-    def __init__(self, num_records: int, batch_size: int, num_replicas: int = 1, rank: int = 0):
+    def __init__(self, num_records: int, batch_size: int, num_replicas: int = 1, rank: int = 0, shuffled: bool = False):
         super().__init__(range(num_records), num_replicas, rank)  # pyright: ignore[reportArgumentType]
         chunks = -(-num_records // (batch_size * num_replicas)) * num_replicas
         bounds = [chunk * num_records // max(chunks, 1) for chunk in range(chunks + 1)]
         mine = range(rank, chunks, num_replicas)
-        self.batches = [range(bounds[c], bounds[c + 1]) for c in mine if bounds[c] < bounds[c + 1]]
+        order = np.random.default_rng(0).permutation(num_records) if shuffled else np.arange(num_records)
+        self.batches = [order[bounds[c] : bounds[c + 1]].tolist() for c in mine if bounds[c] < bounds[c + 1]]
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (list(batch) for batch in self.batches)
+        return iter(self.batches)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.controlnet.pipeline_controlnet_inpaint import StableDiffusionControlNetInpaintPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -321,7 +322,10 @@ def part_of(kind: Any, folder: str | Path, subfolder: str = "") -> Any:
     read: Any = kind.from_pretrained
     wide = {"dtype" if kind is CLIPTextModel else "torch_dtype": torch.float32} if issubclass(kind, nn.Module) else {}
     try:
-        return read(place, subfolder=subfolder, **wide)
+        found = read(place, subfolder=subfolder, **wide)
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{Path(place) / subfolder}: no {kind.__name__} can be read there: {reason}") from error
+    if isinstance(found, ModelMixin) and Path(place).exists():
+        found.register_to_config(_name_or_path="")  # a path of this machine has no place in what is saved
+    return found

@@ -13,8 +13,8 @@ from src.data.batch import Batch
 from src.diffusion.generator import Generator
 from src.metrics.diversity import within_prompt_dissimilarity, within_prompt_diversity
 from src.models.reader import AttributeReader
-from src.models.rfnet import RFNetSystem
 from src.rewards.base import Reward
+from src.rewards.rfnet import RFNetReward
 
 
 class Panel(nn.Module):
@@ -25,37 +25,30 @@ class Panel(nn.Module):
     pictures themselves. Pictures depend on (seed, key) alone.
 
     Args:
-        judge: checkpoint folder of an RFNetSystem that no reward uses, None: not measured.
-        reader: of an AttributeReader, None: neither attributes nor diversity in its features are measured.
+        judge: an RFNet with maps of its own making, of folders that no reward uses; None: not measured.
+        reader: checkpoint folder of an AttributeReader, None: neither attributes nor diversity in its features are
+            measured.
         tries: pictures of each product, at least 2.
         seed: of the first try; above those that training uses up.
     """
 
     def __init__(
-        self, judge: str | Path | None = None, reader: str | Path | None = None, tries: int = 2, seed: int = 1 << 40
+        self, judge: RFNetReward | None = None, reader: str | Path | None = None, tries: int = 2, seed: int = 1 << 40
     ) -> None:
         super().__init__()
         if tries < 2:
             raise ValueError(f"tries={tries} must be at least 2, or there is no diversity.")
-        self.tries, self.seed = tries, seed
-        self.judge = self._opened(judge, RFNetSystem)
-        self.reader = self._opened(reader, AttributeReader)
+        self.tries, self.seed, self.judge = tries, seed, judge
+        self.reader = None if reader is None else load(reader).requires_grad_(False)
+        if not isinstance(self.reader, AttributeReader | None):
+            raise ValueError(f"{reader} holds {type(self.reader).__name__}, not AttributeReader.")
         if maps := sorted(self.fields & {"depth", "saliency"}):
-            raise ValueError(f"{judge} needs {', '.join(maps)}, which a painted picture has not; judge without.")
-
-    def _opened(self, folder: str | Path | None, kind: type) -> nn.Module | None:
-        if folder is None:
-            return None
-        system = load(folder)
-        if not isinstance(system, kind):
-            raise ValueError(f"{folder} holds {type(system).__name__}, not {kind.__name__}.")
-        return system.requires_grad_(False)
+            raise ValueError(f"The judge needs {', '.join(maps)} of a painted picture: make it maps=detached.")
 
     @property
     def fields(self) -> frozenset[str]:
         """What it needs of a batch besides key, prompt and product."""
-        judge: RFNetSystem | None = self.judge  # pyright: ignore[reportAssignmentType]
-        return frozenset() if judge is None else frozenset(judge.fields - {"image", "label"})
+        return frozenset() if self.judge is None else self.judge.fields
 
     @torch.no_grad()
     def forward(
@@ -68,13 +61,12 @@ class Panel(nn.Module):
         found: dict[str, list[Tensor]] = {}
         features = []
         for images in pictures:
-            seen = {**batch, "image": images}
             if reward is not None:
                 found.setdefault("reward", []).append(reward(images, {f: batch[f] for f in reward.fields}).value)
-            if isinstance(self.judge, RFNetSystem):
-                best = self.judge.log_probabilities(seen).argmax(dim=1)
-                available = self.judge.classes.index("available")
-                found.setdefault("available", []).append((best == available).float())
+            if self.judge is not None:
+                said = self.judge(images, {field: batch[field] for field in self.judge.fields})
+                best = torch.stack([*said.parts.values()]).amax(dim=0)
+                found.setdefault("available", []).append((said.value == best).float())
             if isinstance(self.reader, AttributeReader):
                 followed = torch.stack(list(self.reader.followed(images, batch["prompt"]).values()))
                 found.setdefault("attributes", []).append(followed.nanmean(dim=0))

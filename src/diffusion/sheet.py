@@ -1,7 +1,7 @@
 """Sheets of painted pictures with what they were asked to be."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +33,10 @@ def draw_pairs(file: Path, before: Tensor, after: Tensor, captions: Sequence[str
     """Writes each picture of `before` beside its one of `after`, `columns` such pairs a row, captions under them."""
     gap = before.new_ones(len(before), 3, before.shape[2], before.shape[3] // 32)
     return draw_pictures(file, torch.cat([before, gap, after.to(before)], dim=3), captions, columns, "before | after")
+
+
+def draw_columns(file: Path, pictures: Mapping[str, Tensor], captions: Sequence[str]) -> Path:
+    """Writes a column of pictures under each name, a row for each caption, which stands under its first picture."""
+    rows = torch.stack(list(pictures.values()), dim=1).flatten(0, 1)
+    told = [name if column else caption for caption in captions for column, name in enumerate(pictures)]
+    return draw_pictures(file, rows, told, columns=len(pictures), title="   |   ".join(pictures))

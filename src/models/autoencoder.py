@@ -179,7 +179,7 @@ class Autoencoder(L.LightningModule):
 
         folder.mkdir(parents=True, exist_ok=True)
         pictures: list[Tensor] = []
-        for batch in data.batches("test", self.device):
+        for batch in data.batches("test", self.device, shuffled=True):
             pictures += batch["image"]
             if len(pictures) >= 8:
                 break

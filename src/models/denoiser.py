@@ -133,7 +133,7 @@ class Denoiser(Tuner):
     def report(self, data: Any, folder: Path) -> list[Path]:
         """Draws `samples.png`: test products on backgrounds as their prompts ask for, not chosen."""
         pictures, prompts = [], []
-        for batch in data.batches("test", self.device):
+        for batch in data.batches("test", self.device, shuffled=True):
             pictures.append(self.net.sample(self.net.encode(batch)).cpu())
             prompts += batch["prompt"]
             if len(prompts) >= self.shown:

@@ -25,7 +25,7 @@ class RFNetReward(Reward):
 
     def __init__(
         self,
-        checkpoint: str | Path = "checkpoints/rfnet",
+        checkpoint: str | Path = "checkpoints/rfnet-reward",
         depth: str | Path = "checkpoints/depth",
         saliency: str | Path = "checkpoints/saliency",
         maps: str = "computed",

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from matplotlib import image
 
-from benchmarks.regularizers import command, draw, measured, summary, table
+from benchmarks.regularizers import command, draw, draw_ways, measured, summary, table
 from src.config import compose
+from tests.diffusion import tiny
 
 RUNS = [
     {"test/available": 0.8, "test/diversity": 0.3, "test/attributes": 0.7, "test/reward": -0.2}
@@ -51,3 +53,16 @@ def test_a_finished_run_is_read_and_one_of_other_words_or_without_numbers_refuse
     file.write_text('{"test/reward": NaN}')
     with pytest.raises(ValueError, match="test/reward is no number: did the training diverge"):
         measured(run)
+
+
+def test_the_sheet_has_a_column_for_every_way(tmp_path: Path) -> None:
+    tiny.generator(0).save(tmp_path / "before")
+    words = {"runs": str(tmp_path), "panel": "none"}
+    more = [f"generator.folder={tmp_path}/before", "generator.num_steps=2", "data.source.cache=null",
+            "data.source.size=64"]  # fmt: skip
+    runs = {way: command(way, "1", words, more)[3:] for way in ("none", "cc@2")}
+    for seed, way in enumerate(runs, start=1):
+        tiny.generator(seed).save(tmp_path / f"{way}-1/checkpoint")
+    draw_ways(runs, tmp_path / "sheet.png")
+    height, width, _ = image.imread(tmp_path / "sheet.png").shape
+    assert height / width == pytest.approx(10 * (2.05 + 0.4) / (3 * 2.05), rel=0.05)

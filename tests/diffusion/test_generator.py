@@ -118,6 +118,9 @@ def test_its_folder_opens_in_diffusers_and_comes_back_the_same(tmp_path):
     again = load_generator(tmp_path, num_steps=6).eval()
     batch = tiny.ads(1)
     assert torch.equal(again.sample(again.encode(batch)), generator.sample(generator.encode(batch)))
+    again.save(tmp_path / "tuned")
+    for file in (tmp_path / "tuned").rglob("*.json"):  # what is given to others does not tell where it was made
+        assert str(tmp_path) not in file.read_text(), file
 
 
 def test_outlines_are_canny_edges_of_the_product_over_black():

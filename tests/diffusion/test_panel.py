@@ -1,6 +1,5 @@
 """The panel: its measures are those of its members, and the same again."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,17 +8,17 @@ import torch
 from src.checkpoint import load
 from src.diffusion.panel import Panel
 from src.metrics.diversity import within_prompt_dissimilarity, within_prompt_diversity
+from src.rewards.rfnet import RFNetReward
 from tests.diffusion import tiny
 from tests.models.test_reader import TINY as READER
 from tests.rewards import tiny as nets
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     home = tmp_path_factory.mktemp("panel")
-    judge = {**nets.RFNET, "inputs": ["product", "image", "title"]}
     reader = {"_target_": "src.models.reader.AttributeReader", **READER}
-    return {"judge": nets.checkpoint(home / "judge", judge), "reader": nets.checkpoint(home / "reader", reader)}
+    return {"judge": nets.rfnet(home), "reader": nets.checkpoint(home / "reader", reader)}
 
 
 def ads(count: int = 3):
@@ -28,13 +27,17 @@ def ads(count: int = 3):
 
 
 def test_its_measures_are_its_members_over_the_tries(folders):
-    panel, generator, batch = Panel(**folders, tries=3), tiny.generator(), ads()
+    judge, reader = RFNetReward(**folders["judge"]), load(folders["reader"])
+    panel, generator, batch = Panel(judge, folders["reader"], tries=3), tiny.generator(), ads()
     assert panel.fields == {"product", "title"}
     measures, pictures = panel(generator, batch)
     assert pictures.shape == (3, 3, 3, tiny.SIZE, tiny.SIZE)
-    judge, reader = load(folders["judge"]), load(folders["reader"])
     with torch.no_grad():
-        best = [judge.log_probabilities({**batch, "image": images}).argmax(dim=1) for images in pictures]  # type: ignore
+        seen = [
+            {**batch, "image": p, "depth": judge.perception["depth"](p), "saliency": judge.perception["saliency"](p)}
+            for p in pictures
+        ]
+        best = [judge.rfnet.log_probabilities(view).argmax(dim=1) for view in seen]
         read = [reader(images) for images in pictures]
         features = torch.stack([reader.net.features(images) for images in pictures])  # type: ignore
     torch.testing.assert_close(measures["available"], (torch.stack(best) == 0).float().mean(dim=0))
@@ -49,7 +52,8 @@ def test_its_measures_are_its_members_over_the_tries(folders):
 
 
 def test_the_pictures_are_the_same_again_and_for_a_part_of_the_batch(folders):
-    panel, generator, batch = Panel(**folders), tiny.generator(), ads()
+    panel = Panel(RFNetReward(**folders["judge"]), folders["reader"])
+    generator, batch = tiny.generator(), ads()
     measures, pictures = panel(generator, batch)
     assert torch.equal(panel(generator, batch)[1], pictures)
     part = {name: value[:1] for name, value in batch.items()}
@@ -59,11 +63,10 @@ def test_the_pictures_are_the_same_again_and_for_a_part_of_the_batch(folders):
     assert set(Panel()(generator, batch)[0]) == {"dissimilarity"}
 
 
-def test_unfit_members_are_refused(folders, tmp_path: Path):
-    whole = nets.checkpoint(tmp_path / "whole", nets.RFNET)
+def test_unfit_members_are_refused(folders):
     unfit: list[tuple[dict[str, Any], str]] = [
-        ({"judge": whole}, "needs depth, saliency, which a painted picture has not"),
-        ({"judge": folders["reader"]}, "holds AttributeReader, not RFNetSystem"),
+        ({"judge": RFNetReward(**folders["judge"], maps="batch")}, "needs depth, saliency of a painted picture"),
+        ({"reader": folders["judge"]["checkpoint"]}, "holds RFNetSystem, not AttributeReader"),
         ({"tries": 1}, "tries=1 must be at least 2"),
     ]
     for words, told in unfit:
