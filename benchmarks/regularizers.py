@@ -8,7 +8,6 @@ Words: regularizers=none,kl,cc (or kl@0.3, with a beta) seeds=0,1,2 runs=runs/re
 """
 
 import json
-import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,13 +21,13 @@ from torch import Tensor
 
 from src.build import build
 from src.config import compose
-from src.data.batch import Batch, collate, to_float
+from src.data.batch import Batch
 from src.diffusion.sheet import draw_columns
 from src.resume import open_run
 
 WORDS = {"regularizers": "none,kl,cc", "seeds": "0,1,2", "runs": "runs/regularizers", "panel": "showroom"}
 RESULTS = Path(__file__).parent / "results" / "regularizers.json"
-MEASURES = ("reward", "available", "attributes", "diversity", "dissimilarity")
+MEASURES = ("reward", "availability", "attribute_accuracy", "diversity", "dissimilarity")
 SHOWN = 10  # products in the sheet
 
 
@@ -52,7 +51,7 @@ def measured(words: Sequence[str]) -> dict[str, float] | None:
     open_run(Path(config["out"]), config)
     file = Path(config["out"]) / "checkpoint" / "metrics.json"
     told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    if odd := [name for name, value in (told or {}).items() if not math.isfinite(value)]:
+    if odd := [name for name, value in (told or {}).items() if value is None]:
         raise ValueError(f"{file}: {', '.join(odd)} is no number: did the training diverge?")
     return told
 
@@ -80,13 +79,13 @@ def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
 def draw(found: Mapping[str, Mapping[str, Mapping[str, float]]], file: Path) -> None:
     """Availability over diversity and over attributes, with error bars; up and right is better."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
-    for axis, name in zip(figure.subplots(1, 2), ("diversity", "attributes"), strict=True):
+    for axis, name in zip(figure.subplots(1, 2), ("diversity", "attribute_accuracy"), strict=True):
         before = next(iter(found.values()))
         points = {"before": (before, "before_"), **{way: (told, "") for way, told in found.items()}}
         for way, (told, when) in points.items():
-            x, y = told[f"{when}{name}"], told[f"{when}available"]
+            x, y = told[f"{when}{name}"], told[f"{when}availability"]
             axis.errorbar(x["mean"], y["mean"], xerr=x["sd"], yerr=y["sd"], fmt="o", capsize=2, label=way)
-        axis.set(xlabel=f"{name} (reader)", ylabel="available (judge)", ylim=(0, 1.02))
+        axis.set(xlabel=f"{name.replace('_', ' ')} (reader)", ylabel="availability (judge)", ylim=(0, 1.02))
         axis.grid(alpha=0.3)
     figure.axes[0].legend()
     figure.savefig(file, dpi=130)
@@ -99,8 +98,8 @@ def draw_ways(runs: Mapping[str, Sequence[str]], file: Path) -> None:
     for way, words in runs.items():
         config: Any = OmegaConf.to_container(compose("fit", list(words)), resolve=True)
         if not painted:
-            rows = build(config["data"]["source"]).split("test")
-            batch = to_float(collate([rows[index] for index in range(SHOWN)]))
+            data = build(config["data"] | {"batch_size": SHOWN, "perception": {}, "num_workers": 0})
+            batch = next(iter(data.batches("test", shuffled=True)))
         tuned = {way: str(Path(config["out"]) / "checkpoint")}
         for name, folder in (tuned if painted else {"before": config["generator"]["folder"]} | tuned).items():
             painter = build(config["generator"] | {"folder": folder})
@@ -109,13 +108,14 @@ def draw_ways(runs: Mapping[str, Sequence[str]], file: Path) -> None:
 
 
 def main() -> None:
-    own, _, more = " ".join(sys.argv[1:]).partition("--")
-    given = dict(word.split("=", 1) for word in own.split())
-    words = WORDS | given
+    own, more = sys.argv[1:], []
+    if "--" in own:
+        own, more = own[: own.index("--")], own[own.index("--") + 1 :]
+    words = WORDS | dict(word.split("=", 1) for word in own)
     if foreign := words.keys() - WORDS.keys():
         raise SystemExit(f"regularizers: no word {', '.join(sorted(foreign))}; there are {', '.join(WORDS)}")
     ways, seeds, found = words["regularizers"].split(","), words["seeds"].split(","), {}
-    runs = {(way, seed): command(way, seed, words, more.split()) for seed in seeds for way in ways}
+    runs = {(way, seed): command(way, seed, words, more) for seed in seeds for way in ways}
     try:
         for run in runs.values():  # all ways of a seed before the next, so that they are compared early
             if measured(run[3:]) is None:
@@ -126,7 +126,7 @@ def main() -> None:
         raise SystemExit(f"regularizers: {error}") from error
     print(table(found))
     RESULTS.parent.mkdir(exist_ok=True)
-    about = {"words": words, "fit": more.split(), "seeds": seeds}
+    about = {"words": words, "fit": more, "seeds": seeds}
     RESULTS.write_text(json.dumps({**about, "ways": found}, indent=2) + "\n", encoding="utf-8")
     draw(found, RESULTS.with_suffix(".png"))
     draw_ways({way: runs[way, seeds[0]][3:] for way in ways}, RESULTS.with_suffix(".jpg"))

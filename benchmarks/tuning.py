@@ -241,6 +241,8 @@ def main() -> None:
     if foreign := words.keys() - WORDS.keys():
         raise SystemExit(f"tuning: no word {', '.join(sorted(foreign))}; there are {', '.join(WORDS)}")
     ways = words["ways"].split(",")
+    if words["part"] not in ("controlnet", "unet"):
+        raise SystemExit(f"tuning: part={words['part']}: controlnet or unet, as the peers train no adapters here")
     if foreign := set(ways) - set(WAYS):
         raise SystemExit(f"tuning: no way {', '.join(sorted(foreign))}; there are {', '.join(WAYS)}")
     if len(ways) == 1:
@@ -264,7 +266,7 @@ def main() -> None:
     about = {"machine": f"{device} ({platform.machine()}), torch {torch.__version__}", "words": words}
     RESULTS.parent.mkdir(exist_ok=True)
     known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
-    name = f"{Path(words['generator']).name} {words['part']} {words['device']}"
+    name = " ".join([Path(words["generator"]).name, *(words[key] for key in ("part", "device", "precision"))])
     RESULTS.write_text(json.dumps({**known, name: about | {"ways": found}}, indent=2) + "\n", encoding="utf-8")
 
 

@@ -103,10 +103,12 @@ def fit(system: Any, data: AdData, config: dict[str, Any]) -> dict[str, float]:
     data.require(system)
     tests = is_overridden("test_step", system)
     sizes = {name: len(data.split(name)) for name in ("train", "val", *(["test"] if tests else []))}
-    tests = tests and sizes["test"] > 0
+    tests = tests and sizes["test"] > 0 and config["trainer"].get("limit_test_batches") != 0
     if weights == "best" and not sizes["val"]:
         raise ConfigError("weights=best needs a validation, and the val split has no records.")
     keeper = LastCheckpoint(out / "last.ckpt", config.get("checkpoint_every", 200))
+    if config.get("init") and hasattr(system, "save_weights"):
+        raise ConfigError(f"init={config['init']}: a generator starts from the folder generator.folder.")
     if config.get("init") and not (config["resume"] and (out / "last.ckpt").is_file()):
         checkpoint.load_weights(system.net, config["init"])
     last = open_run(out, config)

@@ -1,9 +1,10 @@
 """Paints ads by recurrent generation: `python -m src.generate products=DIR prompts=FILE out=ADS reward=rfnet`.
 
 `out` gets <key>.png and a line in manifest.jsonl for each product: key, accepted, attempts, value (of the picture kept,
-the best), values (of all attempts), seed (of the picture kept), prompt. After a kill the same command goes on: what the
-manifest has is done. A product that cannot be painted is told by name, in skipped.jsonl too, and the rest goes on. At
-the end: the share accepted by attempt, attempts and UNet calls per accepted picture.
+the best), values (of all attempts), seed (of the picture kept), prompt, order (a hash of product, prompt and title).
+After a kill the same command goes on: what the manifest has is done; a key that stands for another order by now is
+refused. A product that cannot be painted is told by name, in skipped.jsonl too, and the rest goes on. At the end: the
+share accepted by attempt, attempts and UNet calls per accepted picture.
 Exit code 0: every product has a picture; 1: some could not be painted; 2: nothing can be.
 """
 
@@ -29,7 +30,7 @@ from src.fit import set_up
 from src.rewards.base import Reward
 from src.score import torch_device
 
-FREE = ("attempts", "batch_size", "resume", "device", "threads", "precision", "products", "prompts", "out")
+FREE = ("batch_size", "resume", "device", "threads", "precision", "products", "prompts", "out")
 
 
 class Manifest:
@@ -49,7 +50,13 @@ class Manifest:
             if changed := sorted(name for name in known | of if known.get(name) != of.get(name)):
                 raise ValueError(f"{out} holds pictures of another {', '.join(changed)}; choose another out.")
             whole = self.file.read_bytes().rpartition(b"\n")
-            self.rows = [json.loads(line) for line in whole[0].splitlines()]
+            for number, line in enumerate(whole[0].splitlines(), start=1):
+                try:
+                    self.rows.append(json.loads(line))
+                except ValueError:
+                    raise ValueError(
+                        f"{self.file}, line {number}: damaged; without that line its product is painted again."
+                    ) from None
             if whole[2]:
                 with self.file.open("ab") as handle:
                     handle.truncate(len(whole[0]) + len(whole[1]))
@@ -57,7 +64,7 @@ class Manifest:
         part.write_text(json.dumps(of, indent=2) + "\n", encoding="utf-8")
         os.replace(part, settings)
 
-    def add(self, job: Job, accepted: bool, seed: int) -> None:
+    def add(self, job: Job, accepted: bool, seed: int, stamp: str) -> None:
         """Writes the picture, then its line: a product with a line has its picture."""
         record, best = job.record, max(job.values)
         assert job.best is not None
@@ -66,7 +73,7 @@ class Manifest:
         os.replace(part, self.out / f"{record['key']}.png")
         row = {
             "key": record["key"], "accepted": accepted, "attempts": job.attempts, "value": best, "values": job.values,
-            "seed": seed + job.values.index(best), "prompt": record["prompt"],
+            "seed": seed + job.values.index(best), "prompt": record["prompt"], "order": stamp,
         }  # fmt: skip
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -74,7 +81,7 @@ class Manifest:
 
     def tell(self, bad: list[tuple[str, str]]) -> None:
         """Writes what could not be painted this time to skipped.jsonl: file, reason."""
-        lines = [json.dumps({"file": name, "reason": reason}, ensure_ascii=False) + "\n" for name, reason in bad]
+        lines = [json.dumps({"file": name, "reason": reason}) + "\n" for name, reason in bad]
         (self.out / "skipped.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
@@ -84,11 +91,15 @@ def records(
     """What the generator and the reward need of each order; those that cannot be painted go to `bad`: name, reason."""
     for order in wanted:
         try:
+            order.key.encode()
             if not order.prompt:
                 raise OrderError("no prompt")
             if "title" in reward.fields and not order.title:
                 raise OrderError(f"no title, which {type(reward).__name__} needs")
             product = placed(order.file, size, config.scale, tuple(config.centre))
+        except UnicodeEncodeError:
+            bad.append((repr(order.file.name), "its name is no UTF-8"))
+            continue
         except OrderError as error:
             bad.append((order.file.name, str(error)))
             continue
@@ -107,8 +118,17 @@ def generate(generator: Generator, reward: Reward, config: DictConfig) -> tuple[
     plain: Any = OmegaConf.to_container(config, resolve=True)
     of = {name: value for name, value in plain.items() if name not in FREE}
     wanted = orders(config.products, config.prompts)
+    if "title" in reward.fields and not any(order.title for order in wanted):
+        raise ValueError(
+            f"prompts={config.prompts}: {type(reward).__name__} needs titles; give a table of key,prompt,title."
+        )
     manifest, bad = Manifest(Path(config.out), of, config.resume), []
-    done = {row["key"] for row in manifest.rows}
+    done, by_key = {row["key"]: row["order"] for row in manifest.rows}, {order.key: order for order in wanted}
+    if other := [key for key, order in by_key.items() if key in done and done[key] != order.stamp]:
+        raise ValueError(
+            f"{manifest.out} has {', '.join(other[:5])} ({len(other)} in all) of another product, prompt or title: "
+            f"choose another out, or take their lines out of {manifest.file.name}."
+        )
     waiting = [order for order in wanted if order.key not in done]
     device = torch_device(config.device)
     half = config.precision == "bfloat16"
@@ -121,7 +141,7 @@ def generate(generator: Generator, reward: Reward, config: DictConfig) -> tuple[
             generator, reward, asked, config.threshold, config.attempts, config.batch_size, config.seed, device
         )
         for job, accepted in pairs:
-            manifest.add(job, accepted, config.seed)
+            manifest.add(job, accepted, config.seed, by_key[job.record["key"]].stamp)
             bar.update()
     manifest.tell(bad)
     return manifest, bad

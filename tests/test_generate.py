@@ -133,6 +133,48 @@ def test_bad_products_are_told_by_name_and_the_rest_goes_on(words, tmp_path, mon
     assert {f"{row['file']}: {row['reason']}" for row in skipped} <= set(told.splitlines())
 
 
+def test_what_is_painted_is_what_is_asked_for_now(words, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "ads"
+    words = [*words, *shop(tmp_path, 2), f"out={out}", "attempts=1"]
+    assert command(monkeypatch, *words) == 0
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text(prompts.read_text().replace("p1,a red room", "p1.png,a blue room"))  # a key may be a file's name
+    assert command(monkeypatch, *words) == 2
+    assert "ads has p1 (1 in all) of another product, prompt or title: choose another out" in capsys.readouterr().err
+    lines = (out / "manifest.jsonl").read_text().splitlines()
+    (out / "manifest.jsonl").write_text("".join(f"{line}\n" for line in lines if '"p1"' not in line))
+    assert command(monkeypatch, *words) == 0
+    assert {row["key"]: row["prompt"] for row in manifest(out)} == {"p0": "a red room", "p1": "a blue room"}
+    assert command(monkeypatch, *words, "attempts=2") == 2
+    assert "holds pictures of another attempts" in capsys.readouterr().err
+    (out / "manifest.jsonl").write_text('{"key": "p0", "acc\n' + lines[1] + "\n")
+    assert command(monkeypatch, *words) == 2
+    assert "manifest.jsonl, line 1: damaged" in capsys.readouterr().err
+
+
+def test_prompts_without_titles_for_a_reward_that_reads_them_are_refused_at_once(words, tmp_path, monkeypatch, capsys):
+    shop(tmp_path, 1)
+    (tmp_path / "prompts.txt").write_text("a red room\n")
+    places = [f"products={tmp_path / 'products'}", f"prompts={tmp_path / 'prompts.txt'}", f"out={tmp_path / 'ads'}"]
+    assert command(monkeypatch, *words, *places) == 2
+    assert "RFNetReward needs titles; give a table of key,prompt,title" in capsys.readouterr().err
+
+
+def test_a_name_that_is_no_utf8_costs_its_own_picture_only(words, tmp_path, monkeypatch, capsys):
+    places = shop(tmp_path, 1)
+    odd = os.fsdecode(os.fsencode(tmp_path / "products") + b"/chair\xff.png")
+    (tmp_path / "products/p0.png").rename(tmp_path / "products/p1.png")
+    try:
+        Path(odd).write_bytes((tmp_path / "products/p1.png").read_bytes())
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names alone")
+    with (tmp_path / "prompts.csv").open("a") as file:
+        file.write("p1,a red room,Chair\n")
+    assert command(monkeypatch, *words, *places, f"out={tmp_path / 'ads'}", "attempts=1") == 1
+    assert "its name is no UTF-8" in capsys.readouterr().err
+    assert [row["key"] for row in manifest(tmp_path / "ads")] == ["p1"]
+
+
 def test_the_summary_counts_acceptance_by_attempt():
     rows = [
         {"accepted": True, "attempts": 1}, {"accepted": True, "attempts": 3}, {"accepted": False, "attempts": 3},

@@ -3,10 +3,11 @@
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from src.data.batch import Record
 from src.data.pictures import BROKEN, opened, reason, resized
@@ -29,6 +30,12 @@ class Order:
     file: Path
     prompt: str
     title: str = ""
+
+    @property
+    def stamp(self) -> str:
+        """A hash of the file's bytes, prompt and title."""
+        told = f"{self.prompt}\0{self.title}\0".encode()
+        return blake2b(told + self.file.read_bytes(), digest_size=8).hexdigest()
 
 
 class Products:
@@ -98,7 +105,7 @@ def orders(products: str | Path, prompts: str | Path) -> list[Order]:
     `prompts` is a CSV, TSV or JSONL table with the columns key and prompt, and maybe title; or a .txt file of prompts,
     one a line, which the products take in turn. Raises ValueError if there is no folder, picture or prompt at all, for
     two pictures of one stem, for a torn table and for a key that it has twice; a product that the table does not name
-    has the prompt "", and what it names besides the products is left alone.
+    has the prompt "", and what it names besides the products is left alone. A key may be a file's whole name.
     """
     folder, file = Path(products), Path(prompts)
     if not folder.is_dir():
@@ -125,10 +132,8 @@ def orders(products: str | Path, prompts: str | Path) -> list[Order]:
         if row["key"] in told:
             raise ValueError(f"{file}, line {line}: the key {row['key']} stands in an earlier line already.")
         told[row["key"]] = row
-    return [
-        Order(key, path, told.get(key, {}).get("prompt", ""), told.get(key, {}).get("title", ""))
-        for key, path in by_key.items()
-    ]
+    rows = {key: told.get(key) or told.get(path.name) or {} for key, path in by_key.items()}
+    return [Order(key, path, rows[key].get("prompt", ""), rows[key].get("title", "")) for key, path in by_key.items()]
 
 
 def _text(file: Path) -> str:
@@ -149,22 +154,25 @@ def _table(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 reason = reason or f"has no {' and no '.join(missing)}"
             if reason:
                 raise ValueError(f"{file}, line {line}: {reason}.")
-            yield line, {name: str(value or "").strip() for name, value in row.items()}
+            yield line, {name: "" if value is None else str(value).strip() for name, value in row.items()}
 
 
 def placed(file: Path, size: int, scale: float = 0.72, centre: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
     """The product cut to what is visible of it and laid on an empty canvas: uint8 RGBA (4, size, size).
 
     scale: its longer side over the canvas's; centre: of its box, in canvas sides from left and top. Raises OrderError
-    for a file that is no picture, has no alpha or shows nothing, and for a product that would leave the canvas.
+    for a file that is no picture, has no alpha or shows nothing, and for a product that would leave the canvas;
+    ValueError for a size, scale or centre that fits no product.
     """
+    if size < 1 or not 0 < scale <= 1 or len(centre) != 2:
+        raise ValueError(f"size={size}, scale={scale}, centre={list(centre)}: above 0, in (0, 1], two numbers.")
     try:
-        image = opened(file.read_bytes(), "product").convert("RGBA")
+        image = ImageOps.exif_transpose(opened(file.read_bytes(), "product").convert("RGBA"))
     except BROKEN as error:
         raise OrderError(reason(error)) from None
     solid = np.asarray(image)[..., 3] >= VISIBLE
     if not solid.any():
-        raise OrderError("its alpha is empty: nothing of it is visible")
+        raise OrderError(f"its alpha is empty: nowhere above {VISIBLE - 1} of 255")
     down, across = np.flatnonzero(solid.any(axis=1)), np.flatnonzero(solid.any(axis=0))
     cut = image.crop((int(across[0]), int(down[0]), int(across[-1]) + 1, int(down[-1]) + 1))
     zoom = scale * size / max(cut.size)

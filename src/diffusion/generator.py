@@ -5,6 +5,7 @@ are diffusers' and transformers' own classes in diffusers' own folder layout, so
 1.5 with a ControlNet and a user's fine-tune run the same lines, and diffusers' pipelines open what is tuned here.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,10 +27,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from src.checkpoint import located
+from src.checkpoint import CONFIG, located, model_config
 from src.data.batch import Batch
 
 CANNY = 100, 200  # thresholds of the edge detector
+SETTINGS = ("num_steps", "guidance_scale", "control_scale", "negative_prompt", "dilation", "backdrop")
 LEAST = 1e-12  # of alpha_bar: if nothing of the picture were left in the latents, their noise would not tell of it
 
 
@@ -120,8 +122,7 @@ class Generator(nn.Module):
     @property
     def settings(self) -> dict[str, Any]:
         """The arguments of the constructor that are no parts."""
-        names = ("num_steps", "guidance_scale", "control_scale", "negative_prompt", "dilation", "backdrop")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in SETTINGS}
 
     @torch.no_grad()
     def encode(self, batch: Batch, seed: int | Sequence[int] = 0) -> Conditions:
@@ -137,6 +138,9 @@ class Generator(nn.Module):
                 f"products of {product.shape[3]} x {product.shape[2]} px: this generator paints multiples of "
                 f"{self.cell} px, best {self.size}."
             )
+        if max(product.shape[2:]) != self.size:
+            told = f"products of {max(product.shape[2:])} px: this generator was made for {self.size} px."
+            warnings.warn(told, stacklevel=2)
         colours, alpha = product[:, :3], product[:, 3:]
         latents = self.latents(colours * alpha + self.backdrop * (1 - alpha))
         background = (alpha < 0.5).to(latents)
@@ -156,6 +160,9 @@ class Generator(nn.Module):
     def words(self, prompts: Sequence[str]) -> Tensor:
         """The text encoder's states (prompts, words, width)."""
         length = self.tokenizer.model_max_length
+        whole = self.tokenizer(list(prompts), verbose=False).input_ids
+        if cut := [prompt for prompt, ids in zip(prompts, whole, strict=True) if len(ids) > length]:
+            warnings.warn(f"{cut[0]!r} is cut after {length} tokens.", stacklevel=2)
         ids = self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         ).input_ids
@@ -292,11 +299,12 @@ def load_generator(
 ) -> Generator:
     """The generator of a folder or hub id in diffusers' layout, float32; `settings` are `Generator`'s.
 
-    `controlnet`: itself, or a folder or hub id of its own; None: the subfolder of that name. The scheduler's
-    configuration is read as DDIM's, whatever scheduler it was written by: betas and prediction type; without clipping,
-    and with leading timesteps, as Stable Diffusion 1.5 is sampled, or trailing ones if the last is pure noise
-    (rescale_betas_zero_snr; Lin et al. 2024, arXiv 2305.08891). Raises ValueError naming the folder and the part
-    that is missing or cannot be read.
+    Settings that are not given are those in the folder's `config.yaml`, if a run of this project wrote it.
+    `controlnet`: itself; or a folder or hub id, for a folder that has none: a folder's own was trained with it. The
+    scheduler's configuration is read as DDIM's, whatever scheduler it was written by: betas and prediction type;
+    without clipping, and with leading timesteps, as Stable Diffusion 1.5 is sampled, or trailing ones if the last is
+    pure noise (rescale_betas_zero_snr; Lin et al. 2024, arXiv 2305.08891). Raises ValueError naming the folder and the
+    part that is missing or cannot be read.
     """
     ddim: Any = DDIMScheduler
     noise = part_of(DDIMScheduler, folder, "scheduler").config
@@ -304,7 +312,10 @@ def load_generator(
     plain = {"timestep_spacing": spacing, "clip_sample": False, "thresholding": False}
     edges: Any = controlnet
     if not isinstance(controlnet, ControlNetModel):
-        edges = part_of(ControlNetModel, controlnet) if controlnet else part_of(ControlNetModel, folder, "controlnet")
+        own = not controlnet or (located(folder) / "controlnet").is_dir()
+        edges = part_of(ControlNetModel, folder, "controlnet") if own else part_of(ControlNetModel, str(controlnet))
+    known = model_config(folder).get("generator", {}) if (located(folder) / CONFIG).is_file() else {}
+    settings = {name: value for name, value in known.items() if name in SETTINGS} | settings
     return Generator(
         part_of(CLIPTokenizer, folder, "tokenizer"),
         part_of(CLIPTextModel, folder, "text_encoder"),
@@ -317,15 +328,23 @@ def load_generator(
 
 
 def part_of(kind: Any, folder: str | Path, subfolder: str = "") -> Any:
-    """What `kind`, a class of diffusers or transformers, reads from a folder or hub id; nets in float32."""
-    place = str(located(folder))
+    """What `kind`, a class of diffusers or transformers, reads from a folder or hub id; nets in float32.
+
+    Weights that lie there as the variant "fp16" alone are taken too.
+    """
+    place, net = str(located(folder)), issubclass(kind, nn.Module)
     read: Any = kind.from_pretrained
-    wide = {"dtype" if kind is CLIPTextModel else "torch_dtype": torch.float32} if issubclass(kind, nn.Module) else {}
-    try:
-        found = read(place, subfolder=subfolder, **wide)
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{Path(place) / subfolder}: no {kind.__name__} can be read there: {reason}") from error
+    wide = {"dtype" if kind is CLIPTextModel else "torch_dtype": torch.float32}
+    errors: list[Exception] = []
+    for options in (wide, wide | {"variant": "fp16"}) if net else ({},):
+        try:
+            found = read(place, subfolder=subfolder, **options)
+            break
+        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+            errors.append(error)
+    else:
+        reason = " ".join(str(errors[0]).split())
+        raise ValueError(f"{Path(place) / subfolder}: no {kind.__name__} can be read there: {reason}") from errors[0]
     if isinstance(found, ModelMixin) and Path(place).exists():
         found.register_to_config(_name_or_path="")  # a path of this machine has no place in what is saved
     return found

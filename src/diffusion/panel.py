@@ -20,9 +20,9 @@ from src.rewards.rfnet import RFNetReward
 class Panel(nn.Module):
     """Measures of what a generator paints for a batch, each (batch,): means over `tries` pictures of each product.
 
-    available: share that the judge holds for available. attributes: share of the named ones that the reader finds.
-    diversity: `within_prompt_diversity` in the reader's features; dissimilarity: `within_prompt_dissimilarity` of the
-    pictures themselves. Pictures depend on (seed, key) alone.
+    availability: share that the judge holds for available. attribute_accuracy: share of the named attributes that the
+    reader finds. diversity: `within_prompt_diversity` in the reader's features; dissimilarity:
+    `within_prompt_dissimilarity` of the pictures themselves. Pictures depend on (seed, key) alone.
 
     Args:
         judge: an RFNet with maps of its own making, of folders that no reward uses; None: not measured.
@@ -33,7 +33,7 @@ class Panel(nn.Module):
     """
 
     def __init__(
-        self, judge: RFNetReward | None = None, reader: str | Path | None = None, tries: int = 2, seed: int = 1 << 40
+        self, judge: RFNetReward | None = None, reader: str | Path | None = None, tries: int = 2, seed: int = 1 << 62
     ) -> None:
         super().__init__()
         if tries < 2:
@@ -66,10 +66,10 @@ class Panel(nn.Module):
             if self.judge is not None:
                 said = self.judge(images, {field: batch[field] for field in self.judge.fields})
                 best = torch.stack([*said.parts.values()]).amax(dim=0)
-                found.setdefault("available", []).append((said.value == best).float())
+                found.setdefault("availability", []).append((said.value == best).float())
             if isinstance(self.reader, AttributeReader):
                 followed = torch.stack(list(self.reader.followed(images, batch["prompt"]).values()))
-                found.setdefault("attributes", []).append(followed.nanmean(dim=0))
+                found.setdefault("attribute_accuracy", []).append(followed.nanmean(dim=0))
                 features.append(self.reader.net.features(images))
         measures = {name: torch.stack(values).mean(dim=0) for name, values in found.items()}
         measures["dissimilarity"] = within_prompt_dissimilarity(pictures)

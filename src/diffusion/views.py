@@ -3,6 +3,8 @@
 A small net is easy to fool by textures made against it; what fools it must survive a shift, a blur and some noise.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,7 +38,8 @@ class Views:
             blur, noise = (high * float(torch.rand(())) for high in (self.blur, self.noise))
             view = shifted(pictures, shift, "border")
             if blur > 0.1:
-                view = gaussian_blur(view, [5, 5], [blur, blur])
+                side = 2 * math.ceil(2.5 * blur) + 1
+                view = gaussian_blur(view, [side, side], [blur, blur])
             seen.append((view + noise * torch.randn(view.shape).to(view)).clamp(0, 1))
             moved.append(
                 {name: shifted(value, shift, "zeros") if name == "product" else value for name, value in fields.items()}

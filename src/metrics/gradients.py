@@ -1,16 +1,12 @@
-"""How two terms of a loss pull at the same weights."""
+"""The gradient of one term of a loss."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 
-def gradient_agreement(first: Tensor, second: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Norms of the gradients of two scalars in `weights`, and the cosine between them; the graph is kept."""
-    flat = []
-    for term in (first, second):
-        parts = torch.autograd.grad(term, weights, retain_graph=True, materialize_grads=True)
-        flat.append(torch.cat([part.flatten() for part in parts]))
-    return flat[0].norm(), flat[1].norm(), cosine_similarity(flat[0], flat[1], dim=0)
+def flat_gradient(term: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """The gradient of a scalar in `weights`, all in one row, 0 where it does not depend on them; the graph is kept."""
+    parts = torch.autograd.grad(term, weights, retain_graph=True, materialize_grads=True)
+    return torch.cat([part.flatten() for part in parts])

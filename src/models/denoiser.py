@@ -107,12 +107,13 @@ class Denoiser(Tuner):
         names = list(zip(keys, flip, strict=True))
         if new := [row for row, name in enumerate(names) if name not in self.kept]:
             chosen = torch.stack([images[row].flip(-1) if flip[row] else images[row] for row in new])
-            fresh = dict(zip([names[row] for row in new], self.net.latents(chosen), strict=True))
+            rows = chosen.split(1 if self.kept_latents else len(chosen))  # kept ones must not tell of their neighbours
+            fresh = dict(zip([names[row] for row in new], torch.cat([*map(self.net.latents, rows)]), strict=True))
         else:
             fresh = {}
-        rows = torch.stack([fresh[name] if name in fresh else self.kept[name].to(images) for name in names])
+        clean = torch.stack([fresh[name] if name in fresh else self.kept[name].to(images) for name in names])
         self.kept |= {name: fresh[name].cpu() for name in list(fresh)[: max(0, self.kept_latents - len(self.kept))]}
-        return rows
+        return clean
 
     def _step(self, batch: Batch, split: str) -> None:
         """The loss at timesteps and with noise that depend on the key alone."""

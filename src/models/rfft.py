@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from src.data.batch import Batch
 from src.diffusion.generator import Conditions, Generator, keyed
@@ -17,9 +18,8 @@ from src.diffusion.part import PARTS
 from src.diffusion.regularizers import Regularizer
 from src.diffusion.steps import StepPolicy, Window
 from src.diffusion.views import Views
-from src.metrics.gradients import gradient_agreement
+from src.metrics.gradients import flat_gradient
 from src.models.measured import MeasuredTuner
-from src.resume import batches_trained
 from src.rewards.base import Reward, Score
 
 GUIDANCE_GRADIENTS = ("both", "text", "off")
@@ -41,10 +41,12 @@ class RFFT(MeasuredTuner):
         hinge: the loss of a picture is max(0, hinge - value) (ReFL's shape), so that good pictures pull no more; None:
             -value.
         precise: with a regularizer, predict the noise in the step with gradient in float32 under bf16-mixed too: a
-            generator's small distance from its reference is less than what bfloat16 rounds away.
+            generator's small distance from its reference is less than what bfloat16 rounds away. On a GPU float32 is
+            TF32 unless torch is told otherwise.
         checkpointing: compute activations of the step with gradient twice instead of keeping them.
         gradients_every: steps between two measurements of the reward's and the regularizer's gradients: their norms,
-            after beta, and the cosine between them; 0: never. Each costs a second backward pass.
+            after beta, and the cosine between them; 0: never. Each costs two backward passes more. They are
+            those of the first batch that a step accumulates, in the first process.
         seed: of the rollouts' noise and of the steps drawn, which depend on it and on the optimizer's step alone (and
             on the picture's key): on no batch size, accumulation or process.
         rank, ema, lr, weight_decay, warmup, schedule: see `Tuner`.
@@ -90,7 +92,7 @@ class RFFT(MeasuredTuner):
         self.regularizer, self.steps, self.views = regularizer, steps, views or Views()
         self.guidance_gradient, self.hinge = guidance_gradient, hinge
         self.precise = precise and regularizer.beta > 0
-        self.gradients_every, self.seed = gradients_every, seed
+        self.gradients_every, self.seed, self.begun = gradients_every, seed, -1
         self.fields = frozenset({"prompt", "product"} | reward.fields | self.panel.fields)
         self.part.keep_reference()
         if checkpointing:
@@ -98,7 +100,8 @@ class RFFT(MeasuredTuner):
                 net.enable_gradient_checkpointing()
 
     def training_step(self, batch: Batch) -> Tensor:
-        step, first = divmod(batches_trained(self.trainer), self.trainer.accumulate_grad_batches)
+        step = self.trainer.global_step
+        first, self.begun = step != self.begun, step  # the first of the batches accumulated in a step
         looks, size = self.looks(batch, (self.seed << 32) + step), len(batch["key"])
         reward, penalty = (
             torch.stack(part).mean() for part in zip(*[self.losses(*pair) for pair in looks], strict=True)
@@ -108,18 +111,21 @@ class RFFT(MeasuredTuner):
         self.log("train/reward", values.mean(), prog_bar=True, batch_size=size)
         self.log_dict({f"train/reward_{name}": part for name, part in parts.items()}, batch_size=size)
         self.log("train/regularizer", penalty, batch_size=size)
-        if self.gradients_every and not first and (step + 1) % self.gradients_every == 0:
+        if self.gradients_every and first and (step + 1) % self.gradients_every == 0:
             self.compare(reward, self.regularizer.beta * penalty, step)
         return reward + self.regularizer.beta * penalty
 
     def compare(self, reward: Tensor, penalty: Tensor, step: int) -> None:
         """Logs the norms of both gradients at this optimizer step, and their cosine if there are two."""
-        both = gradient_agreement(
-            reward, penalty if self.regularizer.beta else 0 * reward, [*self.part.weights().values()]
-        )
-        names = ["grad/reward", "grad/regularizer", "grad/cosine"] if self.regularizer.beta else ["grad/reward"]
+        weights = [*self.part.weights().values()]
+        pull = flat_gradient(reward, weights)
+        found = {"grad/reward_norm": float(pull.norm())}
+        if self.regularizer.beta:
+            hold = flat_gradient(penalty, weights)
+            cosine = float(cosine_similarity(pull, hold, dim=0))
+            found |= {"grad/regularizer_norm": float(hold.norm()), "grad/cosine": cosine}
         for logger in self.loggers:
-            logger.log_metrics(dict(zip(names, map(float, both), strict=False)), step)
+            logger.log_metrics(found, step)
 
     def looks(self, batch: Batch, seed: int) -> list[tuple[Score, Tensor]]:
         """The reward and the penalty, (batch,), in every window of one rollout from noise of (seed, key)."""

@@ -39,6 +39,7 @@ def adamw(
         {"params": [w for w in weights if w.ndim > 1], "weight_decay": weight_decay},
         {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
+    fused = "mixed" not in system.trainer.precision  # Lightning does not clip the gradients of a fused one there
+    optimizer = torch.optim.AdamW(groups, lr=lr, fused=fused)
     paced = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: pace(step / steps, warmup, schedule))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": paced, "interval": "step"}}

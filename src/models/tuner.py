@@ -108,10 +108,13 @@ class Tuner(L.LightningModule):
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     def save_weights(self, folder: Path, dtype: torch.dtype) -> None:
-        """diffusers' folder of a ControlNet inpainting pipeline, adapters merged; the UNet's also apart from it."""
+        """diffusers' folder of a ControlNet inpainting pipeline, adapters merged; the UNet's also alone, in adapters/.
+
+        These are for the generator that was tuned: on this one they would count twice.
+        """
         self.part.merged().to(dtype).save(folder)
         if self.part.name == "unet_lora":
-            self.part.save_adapters(folder, dtype)
+            self.part.save_adapters(folder / "adapters", dtype)
 
     def assets(self, folder: Path) -> dict[str, Any]:
         """The generator as that of the folder, with its settings."""

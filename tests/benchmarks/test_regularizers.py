@@ -10,18 +10,18 @@ from src.config import compose
 from tests.diffusion import tiny
 
 RUNS = [
-    {"test/available": 0.8, "test/diversity": 0.3, "test/attributes": 0.7, "test/reward": -0.2}
-    | {f"test/before_{name}": 0.5 for name in ("available", "diversity", "attributes", "reward")},
-    {"test/available": 0.9, "test/diversity": 0.1, "test/attributes": 0.7, "test/reward": -0.1}
-    | {f"test/before_{name}": 0.5 for name in ("available", "diversity", "attributes", "reward")},
+    {"test/availability": 0.8, "test/diversity": 0.3, "test/attribute_accuracy": 0.7, "test/reward": -0.2}
+    | {f"test/before_{name}": 0.5 for name in ("availability", "diversity", "attribute_accuracy", "reward")},
+    {"test/availability": 0.9, "test/diversity": 0.1, "test/attribute_accuracy": 0.7, "test/reward": -0.1}
+    | {f"test/before_{name}": 0.5 for name in ("availability", "diversity", "attribute_accuracy", "reward")},
 ]
 
 
 def test_mean_and_deviation_by_hand(tmp_path: Path) -> None:
     found = summary(RUNS)
-    assert found["available"] == {"mean": pytest.approx(0.85), "sd": pytest.approx(0.0707, abs=1e-4)}
+    assert found["availability"] == {"mean": pytest.approx(0.85), "sd": pytest.approx(0.0707, abs=1e-4)}
     assert found["before_diversity"] == {"mean": 0.5, "sd": 0.0}
-    assert summary(RUNS[:1])["available"] == {"mean": 0.8, "sd": 0.0}
+    assert summary(RUNS[:1])["availability"] == {"mean": 0.8, "sd": 0.0}
     lines = table({"cc": found}).splitlines()
     assert lines[2].startswith("| before | 0.500 +- 0.000 |")
     assert lines[3].startswith("| cc | -0.150 +- 0.071 | 0.850 +- 0.071 |")
@@ -50,7 +50,7 @@ def test_a_finished_run_is_read_and_one_of_other_words_or_without_numbers_refuse
     assert measured(run) == {"test/reward": -0.5}
     with pytest.raises(ValueError, match=r"kl-1 holds a run with another model.lr \(0.0001 -> 0.5\)"):
         measured(command("kl", "1", words, ["model.lr=0.5"])[3:])
-    file.write_text('{"test/reward": NaN}')
+    file.write_text('{"test/reward": null}')
     with pytest.raises(ValueError, match="test/reward is no number: did the training diverge"):
         measured(run)
 

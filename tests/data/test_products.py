@@ -91,6 +91,12 @@ def test_the_visible_box_lies_where_it_should_whatever_its_size(tmp_path_factory
     assert canvas[1][canvas[3] > 0].max(initial=0) < 10  # hidden green does not bleed in
 
 
+@pytest.mark.parametrize("wrong", [{"scale": 0.0}, {"scale": 1.5}, {"centre": (0.5,)}, {"size": -64}])
+def test_places_that_fit_no_product_are_refused(wrong, tmp_path):
+    with pytest.raises(ValueError, match=r"size=-?64, scale=[\d.]+, centre=.*: above 0, in \(0, 1\], two numbers"):
+        placed(cutout(tmp_path / "p.png"), **{"size": 64, **wrong})
+
+
 def test_a_product_that_cannot_be_placed_says_why(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "opaque.png")
     Image.new("RGBA", (8, 8)).save(tmp_path / "empty.png")

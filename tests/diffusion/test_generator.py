@@ -1,11 +1,13 @@
 """The paper's equations against diffusers' own pipeline and by hand."""
 
 import json
+import shutil
 from typing import Any
 
 import pytest
 import torch
 from diffusers.pipelines.controlnet.pipeline_controlnet_inpaint import StableDiffusionControlNetInpaintPipeline
+from omegaconf import OmegaConf
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from src.diffusion.fresh import fresh_controlnet
@@ -181,6 +183,38 @@ def test_a_scheduler_whose_last_timestep_is_pure_noise_is_read_with_trailing_ste
     torch.testing.assert_close(painter.estimate(conditions.noise, text, 0), -predicted)
     with pytest.raises(ValueError, match="rescale_betas_zero_snr needs prediction_type v_prediction"):
         tiny.generator(from_noise=True)
+
+
+def test_a_folders_own_controlnet_and_settings_are_those_it_was_trained_with(tmp_path):
+    tuned, base = tiny.generator(1, num_steps=3, dilation=5), tiny.generator(0)
+    tuned.save(tmp_path / "tuned")
+    base.controlnet.save_pretrained(tmp_path / "published")
+    node = {"_target_": "src.models.rfft.RFFT", "generator": {"folder": "./", **tuned.settings}}
+    OmegaConf.save(OmegaConf.create({"model": node}), tmp_path / "tuned/config.yaml")
+    again = load_generator(tmp_path / "tuned", tmp_path / "published", guidance_scale=2.0)
+    assert torch.equal(again.controlnet.conv_in.weight, tuned.controlnet.conv_in.weight)
+    assert (again.num_steps, again.dilation, again.guidance_scale) == (3, 5, 2.0)
+    shutil.rmtree(tmp_path / "tuned/controlnet")
+    other = load_generator(tmp_path / "tuned", tmp_path / "published")
+    assert torch.equal(other.controlnet.conv_in.weight, base.controlnet.conv_in.weight)
+
+
+def test_a_folder_with_the_fp16_variant_alone_is_read(tmp_path):
+    painter = tiny.generator()
+    painter.save(tmp_path)
+    for name in ("unet", "text_encoder"):
+        shutil.rmtree(tmp_path / name)
+        getattr(painter, name).half().save_pretrained(tmp_path / name, variant="fp16")
+    again = load_generator(tmp_path, num_steps=6)
+    assert torch.equal(again.unet.conv_in.weight, painter.unet.conv_in.weight.float())
+
+
+def test_a_prompt_that_is_cut_and_a_foreign_size_are_told():
+    painter, batch = tiny.generator(), tiny.ads(1, size=32)
+    with pytest.warns(UserWarning, match="products of 32 px: this generator was made for 64 px"):
+        painter.encode(batch)
+    with pytest.warns(UserWarning, match="'a a a .* is cut after 24 tokens"):
+        painter.words(["a " * 30])
 
 
 def test_an_outline_reaches_the_end_of_a_fresh_controlnets_way_from_it(tmp_path):

@@ -40,12 +40,12 @@ def test_its_measures_are_its_members_over_the_tries(folders):
         best = [judge.rfnet.log_probabilities(view).argmax(dim=1) for view in seen]
         read = [reader(images) for images in pictures]
         features = torch.stack([reader.net.features(images) for images in pictures])  # type: ignore
-    torch.testing.assert_close(measures["available"], (torch.stack(best) == 0).float().mean(dim=0))
+    torch.testing.assert_close(measures["availability"], (torch.stack(best) == 0).float().mean(dim=0))
     walls = torch.stack([r["wall"].argmax(dim=1) == torch.tensor([2, 0, -1]) for r in read]).float()
     lights = torch.stack([r["light"].argmax(dim=1) == 0 for r in read]).float()
-    assert float(measures["attributes"][0]) == pytest.approx(float((walls[:, 0] + lights[:, 0]).mean() / 2))
-    assert float(measures["attributes"][1]) == pytest.approx(float(walls[:, 1].mean()))
-    assert measures["attributes"][2].isnan()  # its prompt names nothing
+    assert float(measures["attribute_accuracy"][0]) == pytest.approx(float((walls[:, 0] + lights[:, 0]).mean() / 2))
+    assert float(measures["attribute_accuracy"][1]) == pytest.approx(float(walls[:, 1].mean()))
+    assert measures["attribute_accuracy"][2].isnan()  # its prompt names nothing
     torch.testing.assert_close(measures["diversity"], within_prompt_diversity(features))
     assert (measures["diversity"] > 0).all()
     torch.testing.assert_close(measures["dissimilarity"], within_prompt_dissimilarity(pictures))
@@ -59,7 +59,7 @@ def test_the_pictures_are_the_same_again_and_for_a_part_of_the_batch(folders):
     part = {name: value[:1] for name, value in batch.items()}
     torch.testing.assert_close(panel(generator, part)[1], pictures[:, :1], atol=1e-5, rtol=0)
     assert not torch.allclose(pictures[0], pictures[1])
-    assert set(measures) == {"available", "attributes", "diversity", "dissimilarity"}
+    assert set(measures) == {"availability", "attribute_accuracy", "diversity", "dissimilarity"}
     assert set(Panel()(generator, batch)[0]) == {"dissimilarity"}
 
 

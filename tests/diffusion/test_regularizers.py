@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from src.build import build
 from src.config import CONF, compose
 from src.diffusion.regularizers import KL, ConsistentCondition, NoRegularizer, Regularizer
+from tests.diffusion import tiny
 
 FORMS = [
     KL(1.0), KL(1.0, sigma=0.5, branch="text"), KL(1.0, reduction="sum"), ConsistentCondition(1.0),
@@ -57,10 +58,17 @@ def test_cc_is_the_norm_between_the_classifiers_gradients():
     gradients = [-(text - uncond) / math.sqrt(1 - a) for text, uncond in (tuned, reference)]
     expected = torch.stack([(p - q).norm() for p, q in zip(*gradients, strict=True)])
     torch.testing.assert_close(ConsistentCondition(1.0)(tuned, reference, a, 3.0), expected)
-    factors = [1 / math.sqrt(1 - a) for a in (1 - 1.87**-2, 1 - 24.2**-2)]  # of the first and last of ten late steps
-    zero = torch.zeros_like(tuned[0]), torch.zeros_like(tuned[0])
-    early, late = (ConsistentCondition(1.0)(tuned, zero, 1 - f**-2, 1.0) for f in factors)
-    torch.testing.assert_close(late / early, torch.full((2,), 24.2 / 1.87, dtype=torch.float64))
+
+
+def test_the_factors_of_both_terms_on_the_last_ten_of_forty_steps_of_stable_diffusion():
+    painter = tiny.generator(num_steps=40)
+    assert painter.timesteps[30:] == [226, 201, 176, 151, 126, 101, 76, 51, 26, 1]
+    tuned, zero = (torch.ones(1, 4, 8, 8), torch.zeros(1, 4, 8, 8)), (torch.zeros(1, 4, 8, 8),) * 2
+    levels = painter.alpha_bars[30:40]
+    cc = [float(ConsistentCondition(1.0, reduction="mean")(tuned, zero, a, 1.0)) for a in levels]
+    assert cc == pytest.approx([1.87, 2.01, 2.18, 2.40, 2.68, 3.06, 3.60, 4.50, 6.41, 24.2], rel=3e-3)
+    kl = [2 * float(KL(1.0)(tuned, zero, a, 1.0)) for a in (levels[0], levels[-1])]
+    assert kl == pytest.approx([0.40, 0.0017], rel=0.02)
 
 
 @pytest.mark.parametrize("regularizer", FORMS, ids=lambda r: f"{type(r).__name__}-{vars(r)}")

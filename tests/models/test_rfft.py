@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import pytest
@@ -84,9 +84,12 @@ def data() -> AdData:
 
 
 @pytest.mark.parametrize("part", TUNED)
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_every_trained_weight_gets_a_gradient_and_no_frozen_one_does(part, precision):
-    system = shaken(rfft(ConsistentCondition(0.5), part=part, gradients_every=0, lr=1e-4))
+@pytest.mark.parametrize(
+    ("precision", "beta", "precise"),
+    [("32-true", 0.5, True), ("bf16-mixed", 0.5, True), ("bf16-mixed", 0.5, False), ("bf16-mixed", 0.0, True)],
+)
+def test_every_trained_weight_gets_a_gradient_and_no_frozen_one_does(part, precision, beta, precise):
+    system = shaken(rfft(ConsistentCondition(beta), part=part, precise=precise, gradients_every=0, lr=1e-4))
     seen: dict[str, Tensor | None] = {}
     frozen = [name for name, weight in system.named_parameters() if not weight.requires_grad]
 
@@ -249,6 +252,42 @@ def test_a_step_depends_on_the_seed_and_not_on_the_size_of_batches():
     assert float((whole - other).norm() / whole.norm()) > 0.1
 
 
+def test_a_step_has_one_seed_when_the_batches_of_an_epoch_do_not_fill_it():
+    class Seeds(RFFT):
+        seen: ClassVar[list[int]] = []
+
+        def looks(self, batch: Batch, seed: int) -> list[tuple[Score, Tensor]]:
+            self.seen.append(seed)
+            return super().looks(batch, seed)
+
+    source = Showroom({"train": 6}, size=tiny.SIZE, holds=["product", "prompt", "title"])
+    system = Seeds(tiny.generator(), Redness(), NoRegularizer(), LateRandom(1 / 3), seed=1)
+    L.Trainer(
+        accelerator="cpu", max_steps=4, logger=False, limit_val_batches=0, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, accumulate_grad_batches=2,
+    ).fit(system, AdData(source, batch_size=2, num_workers=0))  # fmt: skip
+    assert [seed - (1 << 32) for seed in system.seen] == [0, 0, 1, 2, 2, 3]
+
+
+def test_under_bf16_with_clipping_the_rollout_has_the_weights_of_now():
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            own = next(pl_module.net.controlnet.parameters()).detach().bfloat16()
+            with pl_module.part.quick():
+                assert torch.equal(next(pl_module.net.controlnet.parameters()), own)
+            changes.append(float((own - start.bfloat16()).abs().max()))
+
+    changes: list[float] = []
+    system = rfft(part="controlnet", lr=0.1, gradients_every=0)
+    start = next(system.net.controlnet.parameters()).detach().clone()
+    L.Trainer(
+        accelerator="cpu", precision="bf16-mixed", max_steps=2, gradient_clip_val=1.0, callbacks=[Watch()],
+        logger=False, limit_val_batches=0, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(system, data())  # fmt: skip
+    assert 0.01 < changes[0] < changes[1]
+
+
 def test_two_processes_step_as_one(tmp_path):
     """A real DDP run over gloo, this file being the program."""
     program = [sys.executable, "-m", "tests.models.test_rfft", str(tmp_path / "gradient.pt")]
@@ -326,11 +365,11 @@ def test_gradients_of_both_terms_are_logged_at_their_step(regularizer, tmp_path)
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, accumulate_grad_batches=2,
     ).fit(system, data())  # fmt: skip
     with next(tmp_path.rglob("metrics.csv")).open() as file:
-        rows = [row for row in csv.DictReader(file) if row.get("grad/reward")]
+        rows = [row for row in csv.DictReader(file) if row.get("grad/reward_norm")]
     assert [row["step"] for row in rows] == ["1"]  # steps count from 0; the second, once
-    assert float(rows[0]["grad/reward"]) > 0
+    assert float(rows[0]["grad/reward_norm"]) > 0
     if isinstance(regularizer, KL):
-        assert float(rows[0]["grad/regularizer"]) > 0
+        assert float(rows[0]["grad/regularizer_norm"]) > 0
         assert -1 < float(rows[0]["grad/cosine"]) < 1
     else:
         assert "grad/cosine" not in rows[0]
@@ -377,6 +416,16 @@ def test_a_run_raises_the_reward_and_ends_in_a_folder_of_diffusers(part, regular
     assert (tmp_path / "pictures" / "before_after.png").is_file()
     assert list((tmp_path / "pictures").glob("step-*.png"))
     StableDiffusionControlNetInpaintPipeline.from_pretrained(tmp_path / "checkpoint")
+
+
+def test_a_run_without_a_test_ends_in_its_folder_too(tmp_path):
+    system = rfft(lr=1e-3)
+    config = configuration(tmp_path, model={"_target_": "src.models.rfft.RFFT", "generator": {}})
+    config["trainer"] |= {"limit_test_batches": 0, "max_steps": 1}
+    assert not [name for name in fit(system, data(), config) if name.startswith("test")]
+    load_generator(tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match=r"init=x: a generator starts from the folder generator\.folder"):
+        fit(system, data(), config | {"init": "x", "out": str(tmp_path / "other")})
 
 
 @pytest.mark.parametrize(
