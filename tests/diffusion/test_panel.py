@@ -28,7 +28,7 @@ def ads(count: int = 3):
 
 def test_its_measures_are_its_members_over_the_tries(folders):
     judge, reader = RFNetReward(**folders["judge"]), load(folders["reader"])
-    panel, generator, batch = Panel(judge, folders["reader"], tries=3), tiny.generator(), ads()
+    panel, generator, batch = Panel(judge, folders["reader"], tries=3, threshold=0.2), tiny.generator(), ads()
     assert panel.fields == {"product", "title"}
     measures, pictures = panel(generator, batch)
     assert pictures.shape == (3, 3, 3, tiny.SIZE, tiny.SIZE)
@@ -37,10 +37,10 @@ def test_its_measures_are_its_members_over_the_tries(folders):
             {**batch, "image": p, "depth": judge.perception["depth"](p), "saliency": judge.perception["saliency"](p)}
             for p in pictures
         ]
-        best = [judge.rfnet.log_probabilities(view).argmax(dim=1) for view in seen]
+        chances = torch.stack([judge.rfnet.log_probabilities(view)[:, 0].exp() for view in seen])
         read = [reader(images) for images in pictures]
         features = torch.stack([reader.net.features(images) for images in pictures])  # type: ignore
-    torch.testing.assert_close(measures["availability"], (torch.stack(best) == 0).float().mean(dim=0))
+    torch.testing.assert_close(measures["availability"], (chances >= 0.2).float().mean(dim=0))
     walls = torch.stack([r["wall"].argmax(dim=1) == torch.tensor([2, 0, -1]) for r in read]).float()
     lights = torch.stack([r["light"].argmax(dim=1) == 0 for r in read]).float()
     assert float(measures["attribute_accuracy"][0]) == pytest.approx(float((walls[:, 0] + lights[:, 0]).mean() / 2))
@@ -48,6 +48,9 @@ def test_its_measures_are_its_members_over_the_tries(folders):
     assert measures["attribute_accuracy"][2].isnan()  # its prompt names nothing
     torch.testing.assert_close(measures["diversity"], within_prompt_diversity(features))
     assert (measures["diversity"] > 0).all()
+    only = Panel(None, folders["reader"], attributes=["light"], tries=3)(generator, batch)[0]["attribute_accuracy"]
+    assert float(only[0]) == pytest.approx(float(lights[:, 0].mean()))
+    assert only[1].isnan()
     torch.testing.assert_close(measures["dissimilarity"], within_prompt_dissimilarity(pictures))
 
 
@@ -68,6 +71,7 @@ def test_unfit_members_are_refused(folders):
         ({"judge": RFNetReward(**folders["judge"], maps="batch")}, "needs depth, saliency of a painted picture"),
         ({"reader": folders["judge"]["checkpoint"]}, "holds RFNetSystem, not AttributeReader"),
         ({"tries": 1}, "tries=1 must be at least 2"),
+        ({"reader": folders["reader"], "attributes": ["floor"]}, "The reader reads no floor; it reads wall, light"),
     ]
     for words, told in unfit:
         with pytest.raises(ValueError, match=told):

@@ -272,9 +272,9 @@ def test_a_step_has_one_seed_when_the_batches_of_an_epoch_do_not_fill_it():
 def test_under_bf16_with_clipping_the_rollout_has_the_weights_of_now():
     class Watch(L.Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            own = next(pl_module.net.controlnet.parameters()).detach().bfloat16()
-            with pl_module.part.quick():
-                assert torch.equal(next(pl_module.net.controlnet.parameters()), own)
+            own = next(system.net.controlnet.parameters()).detach().bfloat16()
+            with system.part.quick():
+                assert torch.equal(next(system.net.controlnet.parameters()), own)
             changes.append(float((own - start.bfloat16()).abs().max()))
 
     changes: list[float] = []
