@@ -219,8 +219,8 @@ def test_a_generator_tuned_on_the_same_folder_by_words_paints(regularizer, part,
             for word in shop(tmp_path, 6)]  # fmt: skip
     told = [
         "model=rfft", f"regularizer={regularizer}", f"model.part={part}", "data=products", *mine, *places,
-        "data.source.size=64", "data.batch_size=2", "data.num_workers=0", "generator.num_steps=4", "steps.draws=1", "panel=none",
-        "trainer.accelerator=cpu", "trainer.max_steps=2", "trainer.val_check_interval=2",
+        "data.source.size=64", "data.batch_size=2", "data.num_workers=0", "generator.num_steps=4", "steps.draws=1",
+        "panel=none", "trainer.accelerator=cpu", "trainer.max_steps=2", "trainer.val_check_interval=2",
         "trainer.enable_progress_bar=false", "trainer.enable_model_summary=false", f"out={tmp_path / 'run'}",
     ]  # fmt: skip
     config = OmegaConf.to_container(compose("fit", told), resolve=True)

@@ -71,9 +71,9 @@ def test_a_reward_tunes_the_generator_in_bfloat16_and_its_folder_paints(part: st
     nets = tiny.rfnet(tmp_path)
     words = [
         "model=rfft", "trainer=gpu", "panel=none", f"model.part={part}", f"generator.folder={tmp_path / 'generator'}",
-        "generator.num_steps=4", "steps.draws=1", *(f"reward.{name}={place}" for name, place in nets.items()), "data.source.size=64",
-        "data.source.num={train: 16, val: 4, test: 4}", "data.source.cache=null", "data.batch_size=4",
-        "trainer.max_steps=3", "trainer.enable_progress_bar=false", f"out={tmp_path / 'run'}",
+        "generator.num_steps=4", "steps.draws=1", *(f"reward.{name}={place}" for name, place in nets.items()),
+        "data.source.size=64", "data.source.num={train: 16, val: 4, test: 4}", "data.source.cache=null",
+        "data.batch_size=4", "trainer.max_steps=3", "trainer.enable_progress_bar=false", f"out={tmp_path / 'run'}",
     ]  # fmt: skip
     metrics = run(OmegaConf.to_container(compose("fit", words), resolve=True))  # type: ignore[arg-type]
     assert torch.tensor(list(metrics.values())).isfinite().all()
