@@ -1,6 +1,7 @@
 """Progress of a training run where no terminal shows a bar."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -30,17 +31,16 @@ class Lines(Callback):
         self.since = now
         rate = (step - self.first) / max(now - self.begun, 1e-9)
         left = f", {duration((total - step) / rate)} left" if rate and total != float("inf") else ""
-        print(f"step {step}/{total}  {shown(trainer, 'train/')}  {rate:.2f} steps/s{left}", flush=True)
+        print(f"step {step}/{total}  {shown(trainer.progress_bar_metrics, 'train/')}  {rate:.2f} steps/s{left}", flush=True)
 
     @rank_zero_only
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if not trainer.sanity_checking:
-            print(f"step {trainer.global_step}  {shown(trainer, 'val/')}", flush=True)
+            print(f"step {trainer.global_step}  {shown(trainer.callback_metrics, 'val/')}", flush=True)
 
 
-def shown(trainer: L.Trainer, prefix: str) -> str:
-    metrics = trainer.callback_metrics.items()
-    return "  ".join(f"{name} {float(value):.4f}" for name, value in metrics if name.startswith(prefix))
+def shown(metrics: Mapping[str, Any], prefix: str) -> str:
+    return "  ".join(f"{name} {float(value):.4f}" for name, value in metrics.items() if name.startswith(prefix))
 
 
 def duration(seconds: float) -> str:

@@ -44,3 +44,14 @@ def test_the_ablations_are_those_measured_and_lie_below_the_full_model(name: str
 def test_the_baseline_is_the_picture_alone() -> None:
     rows = json.loads(Path("benchmarks/results/rfnet.json").read_text(encoding="utf-8"))["rows"]
     assert figures("picture alone") == pytest.approx(rounded(rows["picture alone"]["metrics"], "test"), abs=6e-4)
+
+
+def test_the_demo_is_the_run_that_was_measured() -> None:
+    measured = json.loads(Path("benchmarks/results/demo.json").read_text(encoding="utf-8"))
+    text = Path("README.md").read_text(encoding="utf-8")
+    for title, when in (("before", "before_"), ("after `make demo`", "")):
+        (cells,) = re.findall(rf"^\| {title} \| (.+) \|$", text, re.M)
+        names = ("reward", "availability", "attribute_accuracy", "diversity", "dissimilarity")
+        assert [float(cell) for cell in cells.split(" | ")] == pytest.approx(
+            [measured[f"test/{when}{name}"] for name in names], abs=6e-4
+        )

@@ -110,7 +110,7 @@ class RFFT(MeasuredTuner):
         parts = {name: torch.cat([score.parts[name] for score, _ in looks]).mean() for name in looks[0][0].parts}
         self.log("train/reward", values.mean(), prog_bar=True, batch_size=size)
         self.log_dict({f"train/reward_{name}": part for name, part in parts.items()}, batch_size=size)
-        self.log("train/regularizer", penalty, batch_size=size)
+        self.log("train/regularizer", penalty, prog_bar=True, batch_size=size)
         if self.gradients_every and first and (step + 1) % self.gradients_every == 0:
             self.compare(reward, self.regularizer.beta * penalty, step)
         return reward + self.regularizer.beta * penalty
