@@ -31,7 +31,8 @@ class Lines(Callback):
         self.since = now
         rate = (step - self.first) / max(now - self.begun, 1e-9)
         left = f", {duration((total - step) / rate)} left" if rate and total != float("inf") else ""
-        print(f"step {step}/{total}  {shown(trainer.progress_bar_metrics, 'train/')}  {rate:.2f} steps/s{left}", flush=True)
+        told = shown(trainer.progress_bar_metrics, "train/")
+        print(f"step {step}/{total}  {told}  {rate:.2f} steps/s{left}", flush=True)
 
     @rank_zero_only
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
