@@ -55,3 +55,17 @@ def test_the_demo_is_the_run_that_was_measured() -> None:
         assert [float(cell) for cell in cells.split(" | ")] == pytest.approx(
             [measured[f"test/{when}{name}"] for name in names], abs=6e-4
         )
+
+
+def test_the_costs_of_a_gradient_sample_are_those_measured() -> None:
+    found = json.loads(Path("benchmarks/results/tuning.json").read_text(encoding="utf-8"))
+    ways = found["showroom-generator controlnet cpu float32"]["ways"]
+    text = Path("README.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| .+ \| (\d\.\d{3}) \| (\d+) \|$", text, re.M)
+    assert [(float(seconds), float(memory)) for seconds, memory in cells] == [
+        (pytest.approx(way["seconds"], abs=6e-4), pytest.approx(way["MiB"], abs=0.6)) for way in ways.values()
+    ]
+    refl, one, four, chain = (ways[name] for name in ("refl", "rfft", "rfft_draws", "alignprop"))
+    assert f"{refl['seconds'] / one['seconds']:.1f} times as fast" in text
+    assert f"{refl['seconds'] / four['seconds']:.1f} times with four" in text
+    assert f"in {one['MiB'] / chain['MiB']:.0%} and {four['MiB'] / chain['MiB']:.0%}".replace("%", " %") in text
