@@ -4,6 +4,7 @@ A small net is easy to fool by textures made against it; what fools it must surv
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from src.data.batch import Batch
 
 
 class Views:
-    """`number` random views of each picture, drawn from torch's global generator; 0: the picture as it is.
+    """`number` random views of each picture; 0: the picture as it is.
 
     A view is shifted by up to `shift` pixels across and down, with the product; blurred by a Gaussian of up to `blur`
     pixels' deviation; and noise of up to `noise` deviation (pictures go from 0 to 1) is added.
@@ -28,19 +29,19 @@ class Views:
                 raise ValueError(f"views: {name}={value} must not be negative.")
         self.number, self.shift, self.blur, self.noise = number, shift, blur, noise
 
-    def __call__(self, pictures: Tensor, fields: Batch) -> tuple[Tensor, Batch]:
-        """The views (number * batch, 3, h, w) of pictures (batch, 3, h, w) in [0, 1], and the fields that go along."""
+    def __call__(self, pictures: Tensor, fields: Batch, chances: Sequence[torch.Generator]) -> tuple[Tensor, Batch]:
+        """The views (number * batch, 3, h, w) of pictures (batch, 3, h, w) in [0, 1], and the fields that go along.
+
+        `chances`: the CPU's random numbers for each picture, which alone its views depend on.
+        """
         if not self.number:
             return pictures, fields
         seen, moved = [], []
         for _ in range(self.number):
-            shift = self.shift * (2 * torch.rand(len(pictures), 2) - 1)
-            blur, noise = (high * float(torch.rand(())) for high in (self.blur, self.noise))
+            shift, blurs, noise = self._draw(pictures, chances)
             view = shifted(pictures, shift, "border")
-            if blur > 0.1:
-                side = 2 * math.ceil(2.5 * blur) + 1
-                view = gaussian_blur(view, [side, side], [blur, blur])
-            seen.append((view + noise * torch.randn(view.shape).to(view)).clamp(0, 1))
+            view = torch.stack([blurred(*pair) for pair in zip(view, blurs, strict=True)])
+            seen.append((view + noise).clamp(0, 1))
             moved.append(
                 {name: shifted(value, shift, "zeros") if name == "product" else value for name, value in fields.items()}
             )
@@ -49,6 +50,26 @@ class Views:
             for name, parts in ((name, [part[name] for part in moved]) for name in fields)
         }
         return torch.cat(seen), joined
+
+    def _draw(self, pictures: Tensor, chances: Sequence[torch.Generator]) -> tuple[Tensor, list[float], Tensor]:
+        """Shift (batch, 2), deviations of the blur and noise like the pictures, each row from its own chance."""
+        drawn = [torch.rand(4, generator=chance) for chance in chances]
+        shift = torch.stack([self.shift * (2 * row[:2] - 1) for row in drawn])
+        noise = torch.stack(
+            [
+                self.noise * row[3] * torch.randn(pictures.shape[1:], generator=chance)
+                for row, chance in zip(drawn, chances, strict=True)
+            ]
+        )
+        return shift, [self.blur * float(row[2]) for row in drawn], noise.to(pictures)
+
+
+def blurred(picture: Tensor, deviation: float) -> Tensor:
+    """A picture (channels, h, w), blurred by a Gaussian of so many pixels; at most 0.1 changes nothing."""
+    if deviation <= 0.1:
+        return picture
+    side = 2 * math.ceil(2.5 * deviation) + 1
+    return gaussian_blur(picture, [side, side], [deviation, deviation])
 
 
 def shifted(pictures: Tensor, shift: Tensor, beyond: str) -> Tensor:

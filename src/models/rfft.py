@@ -47,8 +47,8 @@ class RFFT(MeasuredTuner):
         gradients_every: steps between two measurements of the reward's and the regularizer's gradients: their norms,
             after beta, and the cosine between them; 0: never. Each costs two backward passes more. They are
             those of the first batch that a step accumulates, in the first process.
-        seed: of the rollouts' noise and of the steps drawn, which depend on it and on the optimizer's step alone (and
-            on the picture's key): on no batch size, accumulation or process.
+        seed: of the rollouts' noise, the steps drawn and the views, which depend on it and the optimizer's step alone
+            (and on the picture's key): on no batch size, accumulation or process.
         rank, ema, lr, weight_decay, warmup, schedule: see `Tuner`.
     """
 
@@ -135,10 +135,10 @@ class RFFT(MeasuredTuner):
             with torch.no_grad(), self.part.quick():
                 x = self.net.rollout(conditions, window.start, at, x)
             at = window.start
-            found.append(self.look(x, window, conditions, batch))
+            found.append(self.look(x, window, conditions, batch, seed))
         return found
 
-    def look(self, x: Tensor, window: Window, conditions: Conditions, batch: Batch) -> tuple[Score, Tensor]:
+    def look(self, x: Tensor, window: Window, conditions: Conditions, batch: Batch, seed: int) -> tuple[Score, Tensor]:
         """The reward of the picture that a window of steps from latents x estimates, and the penalty, (batch,)."""
         penalty, clean = x.new_zeros(len(x)), x
         for i in range(window.start, window.stop):
@@ -157,9 +157,9 @@ class RFFT(MeasuredTuner):
             if i + 1 < window.stop:
                 x = self.net.step(x, eps, i, conditions)
         seen: dict[str, Any] = {field: batch[field] for field in self.reward.fields}
-        return self.reward(*self.views(self.net.picture(clean, conditions), seen)), penalty / (
-            window.stop - window.start
-        )
+        chances = [keyed(seed, f"{key} view {window.start}") for key in batch["key"]]
+        views = self.views(self.net.picture(clean, conditions), seen, chances)
+        return self.reward(*views), penalty / (window.stop - window.start)
 
     def losses(self, score: Score, penalty: Tensor) -> tuple[Tensor, Tensor]:
         """F_AC, or its shaped form, and the mean penalty."""

@@ -48,7 +48,7 @@ def test_a_finished_run_is_read_and_one_of_other_words_or_without_numbers_refuse
     file = tmp_path / "kl-1/checkpoint/metrics.json"
     file.write_text('{"test/reward": -0.5}')
     assert measured(run) == {"test/reward": -0.5}
-    with pytest.raises(ValueError, match=r"kl-1 holds a run with another model.lr \(0.002 -> 0.5\)"):
+    with pytest.raises(ValueError, match=r"kl-1 holds a run with another model.lr \(0.003 -> 0.5\)"):
         measured(command("kl", "1", words, ["model.lr=0.5"])[3:])
     file.write_text('{"test/reward": null}')
     with pytest.raises(ValueError, match="test/reward is no number: did the training diverge"):

@@ -65,7 +65,7 @@ def total(system: RFFT, batch: Batch, window: Window, seed: int = 0) -> Tensor:
     conditions = system.net.encode(batch, seed)
     with torch.no_grad():
         x = system.net.rollout(conditions, window.start)
-    reward, penalty = system.losses(*system.look(x, window, conditions, batch))
+    reward, penalty = system.losses(*system.look(x, window, conditions, batch, 0))
     return reward + system.regularizer.beta * penalty
 
 
@@ -130,7 +130,7 @@ def test_the_gradient_of_the_whole_loss_is_that_of_finite_differences(part, regu
 
     def loss() -> Tensor:
         conditions = system.net.encode(batch)
-        reward, penalty = system.losses(*system.look(x, window, conditions, batch))
+        reward, penalty = system.losses(*system.look(x, window, conditions, batch, 0))
         return reward + regularizer.beta * penalty
 
     slope = sum(float((g * d).sum()) for g, d in zip(torch.autograd.grad(loss(), weights), direction, strict=True))
@@ -151,8 +151,8 @@ def test_at_the_reference_the_penalty_is_zero_and_away_from_it_not_and_the_refer
         conditions = system.net.encode(batch)
         with torch.no_grad():
             x = system.net.rollout(conditions, 4)
-        assert torch.equal(system.look(x, window, conditions, batch)[1], torch.zeros(2))
-        _, penalty = shaken(system).look(x, window, conditions, batch)
+        assert torch.equal(system.look(x, window, conditions, batch, 0)[1], torch.zeros(2))
+        _, penalty = shaken(system).look(x, window, conditions, batch, 0)
         assert (penalty > 1e-9).all()
         copies = [weight for name, weight in system.named_parameters() if ".was." in name]
         assert bool(copies) == (not part.endswith("_lora"))
@@ -180,7 +180,7 @@ def test_both_models_see_the_rollouts_own_latents_and_the_reference_leaves_no_tr
         known = system.net.noise(x, window.start, conditions)
         with system.part.reference():
             was = system.net.noise(x, window.start, conditions)
-    score, penalty = system.look(x, window, conditions, batch)
+    score, penalty = system.look(x, window, conditions, batch, 0)
     steps = range(window.start, window.stop)
     assert [a for _, _, a, _ in spy.asked] == [system.net.alpha_bars[i] for i in steps]
     assert all(s == 2.0 for *_, s in spy.asked)
@@ -237,7 +237,7 @@ def first_gradient(accumulate: int, seed: int = 0, processes: int = 1) -> Tensor
             gradients.append(torch.cat([w.grad.flatten() for w in pl_module.parameters() if w.grad is not None]))
 
     source = Showroom({"train": 8, "val": 2, "test": 2}, size=tiny.SIZE, holds=["product", "prompt", "title"])
-    system = shaken(rfft(ConsistentCondition(0.3), LateRandom(0.5), part="unet", seed=seed))
+    system = shaken(rfft(ConsistentCondition(0.3), LateRandom(0.5), part="unet", seed=seed, views=Views(1)))
     L.Trainer(
         accelerator="cpu", max_steps=1, callbacks=[Watch()], logger=False, limit_val_batches=0,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
@@ -473,7 +473,7 @@ def test_near_the_reference_the_penalty_of_bf16_is_that_of_float32(part, regular
             system.part.halve(system.precise)
         conditions = system.net.encode(batch)
         with torch.autocast("cpu", torch.bfloat16, enabled=precise is not None, cache_enabled=False):
-            _, found = system.look(conditions.noise, window, conditions, batch)
+            _, found = system.look(conditions.noise, window, conditions, batch, 0)
         found.sum().backward()
         return found.detach(), torch.cat(
             [w.grad.flatten() for w in system.part.weights().values() if w.grad is not None]
