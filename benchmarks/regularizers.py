@@ -2,8 +2,9 @@
 
 Tunes the same generator with the same reward under each regularizer and seed, each by `python -m src.fit model=rfft`,
 and sets beside one another what the judge and the reader say of held-out products: mean and standard deviation over the
-seeds. After a kill the same command goes on. Writes `benchmarks/results/regularizers.json`, `.png`, and
-`regularizers.jpg`: the same products, prompts and noise under the first seed's generators.
+seeds, and the cosine between the reward's and the regularizer's gradient. After a kill the same command goes on. Writes
+`benchmarks/results/regularizers.json`, `.png`, and `regularizers.jpg`: the same products, prompts and noise under the
+first seed's generators.
 Words: regularizers=none,kl,cc (or kl@0.3, with a beta) seeds=0,1,2 runs=runs/regularizers panel=showroom
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from src.build import build
@@ -28,6 +30,7 @@ from src.resume import open_run
 WORDS = {"regularizers": "none,kl,cc", "seeds": "0,1,2", "runs": "runs/regularizers", "panel": "showroom"}
 RESULTS = Path(__file__).parent / "results" / "regularizers.json"
 MEASURES = ("reward", "availability", "attribute_accuracy", "diversity", "dissimilarity")
+GRADIENTS = ("reward_norm", "regularizer_norm", "cosine")  # of the reward's and the regularizer's gradient
 SHOWN = 10  # products in the sheet
 
 
@@ -56,19 +59,31 @@ def measured(words: Sequence[str]) -> dict[str, float] | None:
     return told
 
 
+def logged(folder: Path) -> dict[str, float]:
+    """Means over a run of what it logged of both gradients, by the logs' names."""
+    events = EventAccumulator(str(folder / "logs"))
+    events.Reload()
+    known = set(events.Tags()["scalars"])
+    names = [f"grad/{name}" for name in GRADIENTS if f"grad/{name}" in known]
+    return {name: mean(scalar.value for scalar in events.Scalars(name)) for name in names}
+
+
 def summary(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Mean and standard deviation over runs of every measure, before and after."""
-    names = [f"{when}{name}" for when in ("before_", "") for name in MEASURES if f"test/{when}{name}" in runs[0]]
-    values = {name: [run[f"test/{name}"] for run in runs] for name in names}
+    """Mean and standard deviation over runs of every measure, before and after, and of the gradients' means."""
+    names = {f"{when}{name}": f"test/{when}{name}" for when in ("before_", "") for name in MEASURES}
+    names |= {f"gradient_{name}": f"grad/{name}" for name in GRADIENTS}
+    values = {name: [run[key] for run in runs] for name, key in names.items() if key in runs[0]}
     return {name: {"mean": mean(v), "sd": stdev(v) if len(v) > 1 else 0.0} for name, v in values.items()}
 
 
 def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """Lines of a Markdown table: the generator as it was, then each way."""
-    names = [name for name in MEASURES if any(name in told for told in found.values())]
+    names = [name for name in (*MEASURES, "gradient_cosine") if any(name in told for told in found.values())]
 
     def line(title: str, told: Mapping[str, Mapping[str, float]], when: str) -> str:
-        cells = [f"{told[when + n]['mean']:.3f} +- {told[when + n]['sd']:.3f}" for n in names]
+        cells = [
+            f"{told[when + n]['mean']:.3f} +- {told[when + n]['sd']:.3f}" if when + n in told else "" for n in names
+        ]
         return f"| {title} | {' | '.join(cells)} |"
 
     head = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
@@ -121,7 +136,10 @@ def main() -> None:
             if measured(run[3:]) is None:
                 subprocess.run(run, check=True)
         for way in ways:
-            found[way] = summary([measured(runs[way, seed][3:]) or {} for seed in seeds])
+            folders = {seed: Path(words["runs"]) / f"{way}-{seed}" for seed in seeds}
+            found[way] = summary(
+                [(measured(runs[way, seed][3:]) or {}) | logged(folder) for seed, folder in folders.items()]
+            )
     except ValueError as error:
         raise SystemExit(f"regularizers: {error}") from error
     print(table(found))

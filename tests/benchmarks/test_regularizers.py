@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib import image
 
-from benchmarks.regularizers import command, draw, draw_ways, measured, summary, table
+from benchmarks.regularizers import command, draw, draw_ways, logged, measured, summary, table
 from src.config import compose
 from tests.diffusion import tiny
 
@@ -27,6 +28,20 @@ def test_mean_and_deviation_by_hand(tmp_path: Path) -> None:
     assert lines[3].startswith("| cc | -0.150 +- 0.071 | 0.850 +- 0.071 |")
     draw({"cc": found}, tmp_path / "front.png")
     assert (tmp_path / "front.png").stat().st_size > 1000
+
+
+def test_the_gradients_are_the_means_of_what_a_run_logged(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, name="", version="logs")
+    for step, cosine in ((9, -0.2), (19, 0.4)):
+        logger.log_metrics({"grad/cosine": cosine, "grad/reward_norm": 2.0, "train/reward": 1.0}, step)
+    logger.save()
+    found = logged(tmp_path)
+    assert found == {"grad/reward_norm": 2.0, "grad/cosine": pytest.approx(0.1)}
+    whole = summary([RUNS[0] | found, RUNS[1] | found | {"grad/cosine": 0.3}])
+    assert whole["gradient_cosine"]["mean"] == pytest.approx(0.2)
+    lines = table({"cc": whole}).splitlines()
+    assert lines[2].endswith("|  |")
+    assert lines[3].endswith("| 0.200 +- 0.141 |")
 
 
 @pytest.mark.parametrize("way", ["none", "kl", "cc", "cc@0.3", "cc_authors@2"])
