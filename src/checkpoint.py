@@ -9,6 +9,7 @@ and what the system's `assets` adds, such as a tokenizer. A system with `save_we
 in another library's layout instead of model.safetensors; what its `assets` returns makes its arguments read them there.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -251,3 +252,12 @@ def _exists(file: Path) -> None:
         raise ValueError(f"There is no checkpoint folder {file.parent}.")
     if not file.is_file():
         raise ValueError(f"{file.parent} is not a complete checkpoint folder: {file.name} is missing.")
+
+
+def fingerprint(net: nn.Module) -> str:
+    """A hash of the names and values of a net's weights, wherever they lie."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(net.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

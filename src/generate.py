@@ -5,11 +5,12 @@ the best), values (of all attempts), seed (of the picture kept), prompt, order (
 After a kill the same command goes on: what the manifest has is done; a key that stands for another order by now is
 refused. A product that cannot be painted is told by name, in skipped.jsonl too, and the rest goes on. At the end: the
 share accepted by attempt, attempts and UNet calls per accepted picture.
-Exit code 0: every product has a picture; 1: some could not be painted; 2: nothing can be.
+Exit code 0: every product has a picture; 1: some, or all, could not be painted; 2: the command cannot be run.
 """
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
 from src.build import build
+from src.checkpoint import fingerprint
 from src.config import command
 from src.data.batch import Record
 from src.data.products import Order, OrderError, orders, placed
@@ -30,6 +32,8 @@ from src.fit import set_up
 from src.rewards.base import Reward
 from src.score import torch_device
 
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: in names and JSON of broken text
+ROW = ("key", "accepted", "attempts", "value", "values", "seed", "prompt", "order")  # of the manifest
 FREE = ("batch_size", "resume", "device", "threads", "precision", "products", "prompts", "out")
 
 
@@ -52,8 +56,9 @@ class Manifest:
             whole = self.file.read_bytes().rpartition(b"\n")
             for number, line in enumerate(whole[0].splitlines(), start=1):
                 try:
-                    self.rows.append(json.loads(line))
-                except ValueError:
+                    row = json.loads(line)
+                    self.rows.append({name: row[name] for name in ROW})
+                except (ValueError, KeyError, TypeError):
                     raise ValueError(
                         f"{self.file}, line {number}: damaged; without that line its product is painted again."
                     ) from None
@@ -91,17 +96,17 @@ def records(
     """What the generator and the reward need of each order; those that cannot be painted go to `bad`: name, reason."""
     for order in wanted:
         try:
-            order.key.encode()
+            texts = {"name": order.key, "prompt": order.prompt, "title": order.title}
+            if odd := [name for name, text in texts.items() if SURROGATE.search(text)]:
+                raise OrderError(f"its {odd[0]} is no UTF-8 text")
             if not order.prompt:
                 raise OrderError("no prompt")
             if "title" in reward.fields and not order.title:
                 raise OrderError(f"no title, which {type(reward).__name__} needs")
             product = placed(order.file, size, config.scale, tuple(config.centre))
-        except UnicodeEncodeError:
-            bad.append((repr(order.file.name), "its name is no UTF-8"))
-            continue
         except OrderError as error:
-            bad.append((order.file.name, str(error)))
+            name = order.file.name
+            bad.append((repr(name) if SURROGATE.search(name) else name, str(error)))
             continue
         yield {"key": order.key, "prompt": order.prompt, "title": order.title, "product": product}
 
@@ -115,8 +120,11 @@ def generate(generator: Generator, reward: Reward, config: DictConfig) -> tuple[
     size = config.size or generator.size
     if size % generator.cell:
         raise ValueError(f"size={size}: this generator paints multiples of {generator.cell} px.")
+    if Path(config.out).resolve() == Path(config.products).resolve():
+        raise ValueError(f"out={config.out} is the folder of the products: its pictures would replace them.")
     plain: Any = OmegaConf.to_container(config, resolve=True)
     of = {name: value for name, value in plain.items() if name not in FREE}
+    of |= {"generator's weights": fingerprint(generator), "reward's weights": fingerprint(reward)}
     wanted = orders(config.products, config.prompts)
     if "title" in reward.fields and not any(order.title for order in wanted):
         raise ValueError(

@@ -7,7 +7,6 @@ byte for byte. What a table or folder looks like: `src/data/table.py`.
 Exit code 0: all rows are good; 1: some are bad; 2: nothing can be scored.
 """
 
-import hashlib
 import math
 import os
 import sys
@@ -24,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from src.build import build
+from src.checkpoint import fingerprint
 from src.config import command
 from src.data.batch import Batch, Record, collate, to_float
 from src.data.ledger import Bad, Ledger
@@ -113,7 +113,7 @@ def main() -> int:
         of = {
             "table" if config.table else "folder": ads.fingerprint,
             "reward": OmegaConf.to_container(config.reward, resolve=True),
-            "weights": _fingerprint(reward),
+            "weights": fingerprint(reward),
             "batch_size": config.batch_size,
             "max_size": config.max_size,
             "precision": config.precision,
@@ -150,14 +150,6 @@ def torch_device(name: str) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={name}: {str(error).splitlines()[0]}") from None
-
-
-def _fingerprint(reward: Reward) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(reward.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _chunks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,6 +151,40 @@ def test_what_is_painted_is_what_is_asked_for_now(words, tmp_path, monkeypatch, 
     (out / "manifest.jsonl").write_text('{"key": "p0", "acc\n' + lines[1] + "\n")
     assert command(monkeypatch, *words) == 2
     assert "manifest.jsonl, line 1: damaged" in capsys.readouterr().err
+    (out / "manifest.jsonl").write_text(lines[0] + '\n{"key": "p1"}\n')
+    assert command(monkeypatch, *words) == 2
+    assert "manifest.jsonl, line 2: damaged" in capsys.readouterr().err
+
+
+def test_pictures_of_other_weights_are_not_taken_for_done(words, tmp_path, monkeypatch, capsys):
+    made = dict(word.split("=") for word in words)
+    folder = tmp_path / "generator"
+    shutil.copytree(made["generator.folder"], folder)
+    words = [*words, *shop(tmp_path, 2), f"generator.folder={folder}", f"out={tmp_path / 'ads'}", "attempts=1"]
+    assert command(monkeypatch, *words) == 0
+    tiny.generator(seed=1).save(folder)  # tuned again, say
+    assert command(monkeypatch, *words) == 2
+    assert "ads holds pictures of another generator's weights; choose another out" in capsys.readouterr().err
+
+
+def test_the_products_are_not_painted_over(words, tmp_path, monkeypatch, capsys):
+    places = shop(tmp_path, 2)
+    before = (tmp_path / "products/p0.png").read_bytes()
+    assert command(monkeypatch, *words, *places, f"out={tmp_path}/prompts/../products", "attempts=1") == 2
+    assert "is the folder of the products: its pictures would replace them" in capsys.readouterr().err
+    assert (tmp_path / "products/p0.png").read_bytes() == before
+
+
+def test_half_a_character_in_a_prompt_costs_its_own_picture_only(words, tmp_path, monkeypatch, capsys):
+    products, _ = shop(tmp_path, 2)
+    lines = [
+        f'{{"key": "p{i}", "prompt": "a {word} room", "title": "x"}}\n' for i, word in enumerate(["\\ud83d", "red"])
+    ]
+    (tmp_path / "prompts.jsonl").write_text("".join(lines))
+    places = [products, f"prompts={tmp_path / 'prompts.jsonl'}", f"out={tmp_path / 'ads'}"]
+    assert command(monkeypatch, *words, *places, "attempts=1") == 1
+    assert "p0.png: its prompt is no UTF-8 text" in capsys.readouterr().err
+    assert [row["key"] for row in manifest(tmp_path / "ads")] == ["p1"]
 
 
 def test_prompts_without_titles_for_a_reward_that_reads_them_are_refused_at_once(words, tmp_path, monkeypatch, capsys):
@@ -171,7 +206,7 @@ def test_a_name_that_is_no_utf8_costs_its_own_picture_only(words, tmp_path, monk
     with (tmp_path / "prompts.csv").open("a") as file:
         file.write("p1,a red room,Chair\n")
     assert command(monkeypatch, *words, *places, f"out={tmp_path / 'ads'}", "attempts=1") == 1
-    assert "its name is no UTF-8" in capsys.readouterr().err
+    assert "its name is no UTF-8 text" in capsys.readouterr().err
     assert [row["key"] for row in manifest(tmp_path / "ads")] == ["p1"]
 
 

@@ -34,7 +34,7 @@ class Order:
     @property
     def stamp(self) -> str:
         """A hash of the file's bytes, prompt and title."""
-        told = f"{self.prompt}\0{self.title}\0".encode()
+        told = f"{self.prompt}\0{self.title}\0".encode(errors="surrogatepass")
         return blake2b(told + self.file.read_bytes(), digest_size=8).hexdigest()
 
 

@@ -201,7 +201,7 @@ class Generator(nn.Module):
         predicted = self.predict(torch.cat([x, x]), t, conditions.text, torch.cat([conditions.edges] * 2))
         if self.kind == "v_prediction":
             a = self.alpha_bars[i]
-            x = x.double() if a < 1e-4 else x
+            x = x.double() if a < 1e-4 and x.device.type != "mps" else x  # which has none: x0-hat errs by 0.06 there
             predicted = a**0.5 * predicted + (1 - a) ** 0.5 * torch.cat([x, x])
         uncond, text = predicted.chunk(2)
         return text, uncond
@@ -299,7 +299,8 @@ def load_generator(
 ) -> Generator:
     """The generator of a folder or hub id in diffusers' layout, float32; `settings` are `Generator`'s.
 
-    Settings that are not given are those in the folder's `config.yaml`, if a run of this project wrote it.
+    Settings that are not given, or None, are those in a local folder's `config.yaml`, if a run of this project wrote
+    it, and else `Generator`'s own.
     `controlnet`: itself; or a folder or hub id, for a folder that has none: a folder's own was trained with it. The
     scheduler's configuration is read as DDIM's, whatever scheduler it was written by: betas and prediction type;
     without clipping, and with leading timesteps, as Stable Diffusion 1.5 is sampled, or trailing ones if the last is
@@ -312,10 +313,11 @@ def load_generator(
     plain = {"timestep_spacing": spacing, "clip_sample": False, "thresholding": False}
     edges: Any = controlnet
     if not isinstance(controlnet, ControlNetModel):
-        own = not controlnet or (located(folder) / "controlnet").is_dir()
+        own = not controlnet or has_controlnet(folder)
         edges = part_of(ControlNetModel, folder, "controlnet") if own else part_of(ControlNetModel, str(controlnet))
     known = model_config(folder).get("generator", {}) if (located(folder) / CONFIG).is_file() else {}
-    settings = {name: value for name, value in known.items() if name in SETTINGS} | settings
+    known = {name: value for name, value in known.items() if name in SETTINGS}
+    settings = known | {name: value for name, value in settings.items() if value is not None}
     return Generator(
         part_of(CLIPTokenizer, folder, "tokenizer"),
         part_of(CLIPTextModel, folder, "text_encoder"),
@@ -325,6 +327,15 @@ def load_generator(
         ddim.from_config(noise, **plain),
         **settings,
     )
+
+
+def has_controlnet(folder: str | Path) -> bool:
+    """Whether a folder or hub id has a ControlNet of its own."""
+    try:
+        ControlNetModel.load_config(str(located(folder)), subfolder="controlnet")
+    except OSError:
+        return False
+    return True
 
 
 def part_of(kind: Any, folder: str | Path, subfolder: str = "") -> Any:

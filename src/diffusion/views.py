@@ -36,6 +36,10 @@ class Views:
         """
         if not self.number:
             return pictures, fields
+        with torch.autocast(pictures.device.type, enabled=False):  # bfloat16 would tell shifts to half a pixel
+            return self._views(pictures, fields, chances)
+
+    def _views(self, pictures: Tensor, fields: Batch, chances: Sequence[torch.Generator]) -> tuple[Tensor, Batch]:
         seen, moved = [], []
         for _ in range(self.number):
             shift, blurs, noise = self._draw(pictures, chances)

@@ -50,10 +50,12 @@ class MeasuredTuner(Tuner):
         with self.part.quick():
             measures, pictures = self.panel(self.net, batch, self.reward)
         prefix = split if split.endswith("_") else f"{split}/"
-        self.log_dict(
-            {f"{prefix}{name}": value.nanmean() for name, value in measures.items()},
-            batch_size=len(batch["key"]), on_step=False, on_epoch=True, sync_dist=True,
-        )  # fmt: skip
+        for name, value in measures.items():
+            told = ~value.isnan()  # a prompt without any of the attributes counts for none
+            self.log(
+                f"{prefix}{name}", value[told].sum() / told.sum().clamp_min(1), batch_size=int(told.sum()),
+                on_step=False, on_epoch=True, sync_dist=True,
+            )  # fmt: skip
         shown = self.shown.setdefault(split, [])
         shown += list(zip(pictures[0].cpu(), batch["prompt"], strict=True))[: SHOWN - len(shown)]
 

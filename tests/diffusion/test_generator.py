@@ -10,6 +10,8 @@ from diffusers.pipelines.controlnet.pipeline_controlnet_inpaint import StableDif
 from omegaconf import OmegaConf
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from src.build import build
+from src.config import compose
 from src.diffusion.fresh import fresh_controlnet
 from src.diffusion.generator import load_generator, outline
 from tests.diffusion import tiny
@@ -194,6 +196,9 @@ def test_a_folders_own_controlnet_and_settings_are_those_it_was_trained_with(tmp
     again = load_generator(tmp_path / "tuned", tmp_path / "published", guidance_scale=2.0)
     assert torch.equal(again.controlnet.conv_in.weight, tuned.controlnet.conv_in.weight)
     assert (again.num_steps, again.dilation, again.guidance_scale) == (3, 5, 2.0)
+    words = ["products=x", "prompts=y", f"generator.folder={tmp_path / 'tuned'}"]
+    for more, steps in ([], 3), (["generator.num_steps=4"], 4):
+        assert build(compose("generate", words + more).generator).num_steps == steps
     shutil.rmtree(tmp_path / "tuned/controlnet")
     other = load_generator(tmp_path / "tuned", tmp_path / "published")
     assert torch.equal(other.controlnet.conv_in.weight, base.controlnet.conv_in.weight)

@@ -67,6 +67,15 @@ def test_views_of_a_picture_do_not_depend_on_its_batch():
     torch.testing.assert_close(moved_alone["product"], moved["product"][[1, 4]])
 
 
+def test_under_bf16_a_view_is_as_exact_as_without():
+    pictures, batch = torch.rand(2, 3, 64, 64), fields(2)
+    plain, _ = Views(2)(pictures, batch, chances(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        seen, _ = Views(2)(pictures, batch, chances(2))
+    assert seen.dtype == torch.float32
+    assert torch.equal(seen, plain)
+
+
 def test_gradients_reach_the_picture_through_every_view():
     pictures = torch.rand(2, 3, 12, 10, requires_grad=True)
     seen, _ = Views(3, shift=2)(pictures, fields(2), chances(2))

@@ -18,6 +18,7 @@ from src.data.batch import Batch
 from src.data.module import AdData
 from src.data.showroom.world import Showroom
 from src.diffusion.generator import load_generator
+from src.diffusion.panel import Panel
 from src.diffusion.regularizers import KL, ConsistentCondition, NoRegularizer, Regularizer
 from src.diffusion.steps import LastK, LateRandom, RandomTruncation, StepPolicy, Window
 from src.diffusion.views import Views
@@ -89,7 +90,9 @@ def data() -> AdData:
     [("32-true", 0.5, True), ("bf16-mixed", 0.5, True), ("bf16-mixed", 0.5, False), ("bf16-mixed", 0.0, True)],
 )
 def test_every_trained_weight_gets_a_gradient_and_no_frozen_one_does(part, precision, beta, precise):
-    system = shaken(rfft(ConsistentCondition(beta), part=part, precise=precise, gradients_every=0, lr=1e-4))
+    system = shaken(
+        rfft(ConsistentCondition(beta), part=part, precise=precise, gradients_every=0, lr=1e-4, views=Views(1))
+    )
     seen: dict[str, Tensor | None] = {}
     frozen = [name for name, weight in system.named_parameters() if not weight.requires_grad]
 
@@ -390,7 +393,9 @@ def train(
 ):  # fmt: skip
     L.seed_everything(0, verbose=False)
     system = rfft(
-        regularizer or ConsistentCondition(0.1), steps or LateRandom(1 / 3, 2), **{"lr": 5e-3, "ema": 0.8} | change
+        regularizer or ConsistentCondition(0.1),
+        steps or LateRandom(1 / 3, 2),
+        **{"lr": 5e-3, "ema": 0.8, "views": Views(1, 2, 0.5, 0.01)} | change,
     )
     node = {"_target_": "src.models.rfft.RFFT", "generator": {}}
     config = configuration(out, model=node, resume=resume)
@@ -416,6 +421,26 @@ def test_a_run_raises_the_reward_and_ends_in_a_folder_of_diffusers(part, regular
     assert (tmp_path / "pictures" / "before_after.png").is_file()
     assert list((tmp_path / "pictures").glob("step-*.png"))
     StableDiffusionControlNetInpaintPipeline.from_pretrained(tmp_path / "checkpoint")
+
+
+def test_a_measure_that_a_product_lacks_counts_for_those_that_have_it():
+    class Followed(Panel):
+        told: ClassVar = {"a0": 1.0, "a3": 0.5}
+
+        def forward(self, generator, batch, reward=None):
+            values = torch.tensor([self.told.get(key, float("nan")) for key in batch["key"]])
+            return {"attribute_accuracy": values}, torch.zeros(2, len(values), 3, 8, 8)
+
+    batches = [ads(2) | {"key": [f"a{2 * n}", f"a{2 * n + 1}"]} for n in range(3)]
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+
+    def loader(batches):
+        return torch.utils.data.DataLoader(batches, batch_size=None)
+
+    (found,) = trainer.test(rfft(panel=Followed()), loader(batches), verbose=False)
+    assert found["test/attribute_accuracy"] == 0.75
+    (found,) = trainer.test(rfft(panel=Followed()), loader(batches[2:]), verbose=False)
+    assert found["test/attribute_accuracy"] != found["test/attribute_accuracy"]  # nobody has it: no number
 
 
 def test_a_run_without_a_test_ends_in_its_folder_too(tmp_path):
