@@ -69,3 +69,22 @@ def test_the_costs_of_a_gradient_sample_are_those_measured() -> None:
     assert f"{refl['seconds'] / one['seconds']:.1f} times as fast" in text
     assert f"{refl['seconds'] / four['seconds']:.1f} times with four" in text
     assert f"in {one['MiB'] / chain['MiB']:.0%} and {four['MiB'] / chain['MiB']:.0%}".replace("%", " %") in text
+
+
+def test_the_comparison_of_regularizers_is_the_one_measured() -> None:
+    ways = json.loads(Path("benchmarks/results/regularizers.json").read_text(encoding="utf-8"))["ways"]
+    text = Path("README.md").read_text(encoding="utf-8")
+    names = ("reward", "availability", "attribute_accuracy", "diversity", "dissimilarity", "gradient_cosine")
+    rows = {
+        "the generator as it was": ("cc", "before_"),
+        "`none`": ("none", ""),
+        "`kl`": ("kl", ""),
+        "`cc`": ("cc", ""),
+    }
+    for title, (way, when) in rows.items():
+        (row,) = re.findall(rf"^\| {title}.*? \| (.+ ±.+|-[\d.]+ \|.+) \|$", text, re.M)
+        cells = [[float(number) for number in cell.split(" ± ")] for cell in row.split(" | ") if cell.strip(" -")]
+        told = [ways[way][when + name] for name in names if when + name in ways[way]]
+        assert len(cells) == len(told)
+        for cell, figure in zip(cells, told, strict=True):
+            assert cell == pytest.approx([figure["mean"], figure["sd"]][: len(cell)], abs=6e-4)
