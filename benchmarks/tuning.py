@@ -4,7 +4,7 @@ One generator, one reward, the same products and late step for all; each way in 
 other. A gradient sample is one picture whose reward's gradient reaches the trained weights. Ways:
 
     rfft         this project's step, without a regularizer, as the others have none
-    rfft_draws   the same with three late steps of one rollout, as `conf/steps/late_random.yaml`
+    rfft_draws   the same with four late steps of one rollout
     rfft_cc      the same with the CC regularizer, which asks the reference model too
     refl         a plain reading of ReFL's loop with diffusers' calls: text and uncond in two forward passes; prompt,
                  outline and product encoded at every step
@@ -55,7 +55,7 @@ WORDS = {
     "precision": "float32", "ways": ",".join(WAYS),
 }  # fmt: skip
 RESULTS = Path(__file__).parent / "results" / "tuning.json"
-DRAWS = 3
+DRAWS = 4
 OUT_OF_MEMORY = 75  # exit code of a way that ran out of it
 
 
