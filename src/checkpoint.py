@@ -228,6 +228,15 @@ Time: {about["time"]}. Machine: {about["machine"]}.
 """
 
 
+def fingerprint(net: nn.Module) -> str:
+    """A hash of the names and values of a net's weights, wherever they lie."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(net.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def _stored(key: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     value = value.detach().cpu()
     if not value.is_floating_point():
@@ -252,12 +261,3 @@ def _exists(file: Path) -> None:
         raise ValueError(f"There is no checkpoint folder {file.parent}.")
     if not file.is_file():
         raise ValueError(f"{file.parent} is not a complete checkpoint folder: {file.name} is missing.")
-
-
-def fingerprint(net: nn.Module) -> str:
-    """A hash of the names and values of a net's weights, wherever they lie."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(net.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

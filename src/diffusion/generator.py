@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from src.checkpoint import CONFIG, located, model_config
 from src.data.batch import Batch
+from src.diffusion.keyed import keyed_noise
 
 CANNY = 100, 200  # thresholds of the edge detector
 SETTINGS = ("num_steps", "guidance_scale", "control_scale", "negative_prompt", "dilation", "backdrop")
@@ -201,7 +201,7 @@ class Generator(nn.Module):
         predicted = self.predict(torch.cat([x, x]), t, conditions.text, torch.cat([conditions.edges] * 2))
         if self.kind == "v_prediction":
             a = self.alpha_bars[i]
-            x = x.double() if a < 1e-4 and x.device.type != "mps" else x  # which has none: x0-hat errs by 0.06 there
+            x = x.double() if a < 1e-4 and x.device.type != "mps" else x  # mps has no float64: x0-hat errs by 0.06
             predicted = a**0.5 * predicted + (1 - a) ** 0.5 * torch.cat([x, x])
         uncond, text = predicted.chunk(2)
         return text, uncond
@@ -273,18 +273,6 @@ class Generator(nn.Module):
             feature_extractor=None,  # pyright: ignore[reportArgumentType]
             requires_safety_checker=False,
         ).save_pretrained(folder)
-
-
-def keyed_noise(seed: int | Sequence[int], keys: Sequence[str], shape: Sequence[int]) -> Tensor:
-    """Standard normal (keys, *shape), on the CPU; a row is a function of (its seed, its key) alone."""
-    seeds = [seed] * len(keys) if isinstance(seed, int) else seed
-    return torch.stack([torch.randn(*shape, generator=keyed(*pair)) for pair in zip(seeds, keys, strict=True)])
-
-
-def keyed(seed: int, key: str) -> torch.Generator:
-    """Random numbers of the CPU that depend on (seed, key) alone."""
-    number = int.from_bytes(blake2b(f"{seed} {key}".encode(), digest_size=8).digest(), "little") >> 1
-    return torch.Generator().manual_seed(number)
 
 
 def outline(product: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from src.data.batch import Batch
-from src.diffusion.generator import Generator, keyed
+from src.diffusion.generator import Generator
+from src.diffusion.keyed import keyed
 from src.diffusion.steps import late
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from src.data.batch import Batch
-from src.diffusion.generator import Generator, keyed, keyed_noise, outline
+from src.diffusion.generator import Generator, outline
+from src.diffusion.keyed import keyed, keyed_noise
 from src.diffusion.sheet import draw_pictures
 from src.models.tuner import Tuner, squared
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from src.data.batch import Batch
-from src.diffusion.generator import Conditions, Generator, keyed
+from src.diffusion.generator import Conditions, Generator
+from src.diffusion.keyed import keyed
 from src.diffusion.panel import Panel
 from src.diffusion.part import PARTS
 from src.diffusion.regularizers import Regularizer
