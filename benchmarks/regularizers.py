@@ -1,14 +1,16 @@
 """CC against KL against nothing: `python -m benchmarks.regularizers [WORD ...] [-- WORDS OF src.fit]`.
 
-Tunes the same generator with the same reward under each regularizer and seed, each by `python -m src.fit model=rfft`,
-and sets beside one another what the judge and the reader say of held-out products: mean and standard deviation over the
-seeds, and the cosine between the reward's and the regularizer's gradient. After a kill the same command goes on. Writes
-`benchmarks/results/regularizers.json`, `.png`, and `regularizers.jpg`: the same products, prompts and noise under the
-first seed's generators.
-Words: regularizers=none,kl,cc (or kl@0.3, with a beta) seeds=0,1,2 runs=runs/regularizers panel=showroom
+Tunes the same generator in each way and with each seed, each by `python -m src.fit model=rfft`, and sets beside one
+another what the judge and the reader say of held-out products: mean and standard deviation over the seeds, and the
+cosine between the reward's and the regularizer's gradient. A way is a regularizer, perhaps with its beta and with more
+words of src.fit: `'ways=cc;kl@0.3;cc model.views.number=0'`. After a kill the same command goes on. Writes
+`benchmarks/results/NAME.json`, `.png`, and `.jpg`: the same products, prompts and noise under the first seed's
+generators.
+Words: ways=none;kl;cc seeds=0,1,2 name=regularizers runs=runs/regularizers panel=showroom
 """
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,22 +29,28 @@ from src.data.batch import Batch
 from src.diffusion.sheet import draw_columns
 from src.resume import open_run
 
-WORDS = {"regularizers": "none,kl,cc", "seeds": "0,1,2", "runs": "runs/regularizers", "panel": "showroom"}
-RESULTS = Path(__file__).parent / "results" / "regularizers.json"
+WORDS = {
+    "ways": "none;kl;cc", "seeds": "0,1,2", "name": "regularizers", "runs": "runs/regularizers", "panel": "showroom",
+}  # fmt: skip
+RESULTS = Path(__file__).parent / "results"
 MEASURES = ("reward", "availability", "attribute_accuracy", "diversity", "dissimilarity")
 GRADIENTS = ("reward_norm", "regularizer_norm", "cosine")  # of the reward's and the regularizer's gradient
 SHOWN = 10  # products in the sheet
 
 
 def command(way: str, seed: str, words: Mapping[str, str], more: Sequence[str]) -> list[str]:
-    """The words of a run; `way` is a regularizer's name, perhaps with @beta."""
-    name, _, beta = way.partition("@")
+    """The words of a run; `way` is a regularizer's name, perhaps with @beta, and its own words of src.fit."""
+    regularizer, *rest = way.split()
+    name, _, beta = regularizer.partition("@")
     own = [f"regularizer={name}", *([f"regularizer.beta={beta}"] if beta else []), f"seed={seed}"]
-    out = Path(words["runs"]) / f"{way}-{seed}"
     return [
-        sys.executable, "-m", "src.fit", "model=rfft", *own, f"panel={words['panel']}", *more, f"out={out}",
-        "resume=true",
+        sys.executable, "-m", "src.fit", "model=rfft", *own, f"panel={words['panel']}", *more, *rest,
+        f"out={folder(way, seed, words)}", "resume=true",
     ]  # fmt: skip
+
+
+def folder(way: str, seed: str, words: Mapping[str, str]) -> Path:
+    return Path(words["runs"]) / "-".join([*re.split(r"[\s/]+", way), seed])
 
 
 def measured(words: Sequence[str]) -> dict[str, float] | None:
@@ -59,9 +67,9 @@ def measured(words: Sequence[str]) -> dict[str, float] | None:
     return told
 
 
-def logged(folder: Path) -> dict[str, float]:
+def logged(run: Path) -> dict[str, float]:
     """Means over a run of what it logged of both gradients, by the logs' names."""
-    events = EventAccumulator(str(folder / "logs"))
+    events = EventAccumulator(str(run / "logs"))
     events.Reload()
     known = set(events.Tags()["scalars"])
     names = [f"grad/{name}" for name in GRADIENTS if f"grad/{name}" in known]
@@ -129,25 +137,26 @@ def main() -> None:
     words = WORDS | dict(word.split("=", 1) for word in own)
     if foreign := words.keys() - WORDS.keys():
         raise SystemExit(f"regularizers: no word {', '.join(sorted(foreign))}; there are {', '.join(WORDS)}")
-    ways, seeds, found = words["regularizers"].split(","), words["seeds"].split(","), {}
+    ways, seeds, found = words["ways"].split(";"), words["seeds"].split(","), {}
     runs = {(way, seed): command(way, seed, words, more) for seed in seeds for way in ways}
     try:
         for run in runs.values():  # all ways of a seed before the next, so that they are compared early
             if measured(run[3:]) is None:
                 subprocess.run(run, check=True)
         for way in ways:
-            folders = {seed: Path(words["runs"]) / f"{way}-{seed}" for seed in seeds}
             found[way] = summary(
-                [(measured(runs[way, seed][3:]) or {}) | logged(folder) for seed, folder in folders.items()]
+                [(measured(runs[way, seed][3:]) or {}) | logged(folder(way, seed, words)) for seed in seeds]
             )
     except ValueError as error:
         raise SystemExit(f"regularizers: {error}") from error
     print(table(found))
-    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.mkdir(exist_ok=True)
     about = {"words": words, "fit": more, "seeds": seeds}
-    RESULTS.write_text(json.dumps({**about, "ways": found}, indent=2) + "\n", encoding="utf-8")
-    draw(found, RESULTS.with_suffix(".png"))
-    draw_ways({way: runs[way, seeds[0]][3:] for way in ways}, RESULTS.with_suffix(".jpg"))
+    (RESULTS / f"{words['name']}.json").write_text(
+        json.dumps({**about, "ways": found}, indent=2) + "\n", encoding="utf-8"
+    )
+    draw(found, RESULTS / f"{words['name']}.png")
+    draw_ways({way: runs[way, seeds[0]][3:] for way in ways}, RESULTS / f"{words['name']}.jpg")
 
 
 if __name__ == "__main__":

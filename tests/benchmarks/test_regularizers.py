@@ -55,6 +55,17 @@ def test_its_runs_are_configurations(way: str) -> None:
         assert config.regularizer.beta == float(way.partition("@")[2])
 
 
+def test_a_way_may_have_words_of_its_own() -> None:
+    words = {"runs": "runs/x", "panel": "none"}
+    run = command(
+        "kl@2 model.views.number=0 generator.folder=a/b", "1", words, ["model.views.number=3", "model.lr=1e-4"]
+    )
+    config = compose("fit", run[3:])
+    assert (config.choices.regularizer, config.regularizer.beta) == ("kl", 2.0)
+    assert (config.model.views.number, config.model.lr, config.generator.folder) == (0, 1e-4, "a/b")
+    assert config.out == "runs/x/kl@2-model.views.number=0-generator.folder=a-b-1"
+
+
 def test_a_finished_run_is_read_and_one_of_other_words_or_without_numbers_refused(tmp_path: Path) -> None:
     words = {"runs": str(tmp_path), "panel": "none"}
     run = command("kl", "1", words, [])[3:]
