@@ -11,8 +11,9 @@ other. A gradient sample is one picture whose reward's gradient reaches the trai
     refl_once    the same with those encoded once
     alignprop    the gradient through the whole chain of steps, text and uncond in one forward pass
 
-Prints seconds and memory (the peak above what the loaded nets take), or that a way ran out of it, and writes
-`benchmarks/results/tuning.json`.
+Prints seconds and memory (the peak above what the loaded nets take), or that a way ran out of it, and writes them, and
+the peak of the whole process or device, to `benchmarks/results/tuning.json`. No optimizer is in it: AdamW takes 8
+bytes more for each trained weight.
 Words: generator=checkpoints/showroom-generator, or sd15, the full size with random weights; size=null, px of pictures;
 checkpoint=checkpoints/rfnet-reward part=controlnet batch=8 steps=40 repeats=3 threads=2 device=cpu precision=float32
 ways=rfft,rfft_draws,...
@@ -156,10 +157,10 @@ def made(way: str, generator: Generator, reward: Reward, part: str) -> tuple[Any
 
 
 class Peak:
-    """Within it, the peak of memory above that at its beginning, in MiB: the device's, or the process's."""
+    """Peaks of memory within it, in MiB: above that at its beginning, and `all` of the device's or the process's."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.mib = device, 0.0
+        self.device, self.mib, self.all = device, 0.0, 0.0
 
     def now(self) -> float:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
@@ -185,6 +186,7 @@ class Peak:
         else:
             self.done.set()
             self.thread.join()
+        self.all = max(self.all, self.before + self.mib)
 
 
 def measure(way: str, words: dict[str, str]) -> dict[str, float]:
@@ -223,7 +225,7 @@ def measure(way: str, words: dict[str, str]) -> dict[str, float]:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     assert all(weight.grad is not None for weight in weights)
-    return {"seconds": sorted(seconds[1:])[len(seconds[1:]) // 2] / (count * samples), "MiB": peak.mib}
+    return {"seconds": sorted(seconds[1:])[len(seconds[1:]) // 2] / (count * samples), "MiB": peak.mib, "all": peak.all}
 
 
 def line(told: dict[str, Any], first: dict[str, Any]) -> str:
@@ -256,7 +258,7 @@ def main() -> None:
         command = [sys.executable, "-m", "benchmarks.tuning", *(f"{k}={v}" for k, v in {**words, "ways": way}.items())]
         answer = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if answer.returncode in (OUT_OF_MEMORY, -9):  # told by torch, or killed by the system
-            found[way] = {"seconds": None, "MiB": None}
+            found[way] = {"seconds": None, "MiB": None, "all": None}
             print(f"{way:<12} out of memory", flush=True)
             continue
         answer.check_returncode()

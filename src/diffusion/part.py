@@ -106,16 +106,21 @@ class Part(nn.Module):
         finally:
             self._set(now)
 
-    def merged(self) -> Generator:
-        """A copy of the generator, frozen, its adapters added to the weights beside them: plain nets again."""
-        plain = deepcopy(self.generator)
+    def merged(self, dtype: torch.dtype = torch.float32) -> Generator:
+        """The generator in `dtype`, its adapters added to the weights beside them: plain nets again.
+
+        Nets that this does not change are the same objects: a copy of all would double the memory at a training's end.
+        """
+        nets = dict(self.generator.named_children())
+        kept = [net for name, net in nets.items() if not (self.lora and name in self.names) and net.dtype == dtype]
+        plain = deepcopy(self.generator, {id(net): net for net in kept})
         for module in [getattr(plain, name) for name in self.names if self.lora]:
             for name, layer in list(module.named_modules()):
                 if isinstance(layer, BaseTunerLayer):
                     layer.merge()
                     above, _, own = name.rpartition(".")
                     setattr(module.get_submodule(above), own, layer.get_base_layer())
-        return plain.requires_grad_(False)
+        return plain.to(dtype)
 
     def save_adapters(self, folder: str | Path, dtype: torch.dtype) -> None:
         """Writes the UNet's adapters alone, for `load_lora_weights` of diffusers' pipelines."""

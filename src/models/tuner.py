@@ -112,7 +112,7 @@ class Tuner(L.LightningModule):
 
         These are for the generator that was tuned: on this one they would count twice.
         """
-        self.part.merged().to(dtype).save(folder)
+        self.part.merged(dtype).save(folder)
         if self.part.name == "unet_lora":
             self.part.save_adapters(folder / "adapters", dtype)
 

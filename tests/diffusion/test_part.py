@@ -64,6 +64,20 @@ def test_merged_adapters_paint_the_same_and_leave_plain_nets(name, tmp_path):
     assert part.weights()  # the part itself goes on
 
 
+@pytest.mark.parametrize("name", ["controlnet", "unet_lora"])
+def test_only_what_merging_changes_is_copied_and_the_part_stays_as_it_is(name):
+    part = Part(tiny.generator(), name, rank=2)
+    before, generator = weights(part), part.generator
+    wide, half = part.merged(), part.merged(torch.float16)
+    assert wide.vae is generator.vae
+    assert (wide.unet is generator.unet) == (name == "controlnet")
+    assert {weight.dtype for weight in half.parameters()} == {torch.float16}
+    assert half.vae is not generator.vae
+    after = weights(part)
+    assert all(after[key].dtype == torch.float32 and torch.equal(after[key], before[key]) for key in before)
+    assert {key for key, weight in generator.named_parameters() if weight.requires_grad} == set(part.weights()) != set()
+
+
 def test_an_unknown_part_is_refused_with_the_choices():
     with pytest.raises(ValueError, match=r"part=vae: choose one of unet, controlnet, .*, all\."):
         Part(tiny.generator(), "vae")
