@@ -77,11 +77,11 @@ def logged(run: Path) -> dict[str, float]:
 
 
 def summary(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Mean and standard deviation over runs of every measure, before and after, and of the gradients' means."""
+    """Mean and, of several runs, standard deviation of every measure, before and after, and of the gradients' means."""
     names = {f"{when}{name}": f"test/{when}{name}" for when in ("before_", "") for name in MEASURES}
     names |= {f"gradient_{name}": f"grad/{name}" for name in GRADIENTS}
     values = {name: [run[key] for run in runs] for name, key in names.items() if key in runs[0]}
-    return {name: {"mean": mean(v), "sd": stdev(v) if len(v) > 1 else 0.0} for name, v in values.items()}
+    return {name: {"mean": mean(v), **({"sd": stdev(v)} if len(v) > 1 else {})} for name, v in values.items()}
 
 
 def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
@@ -89,9 +89,7 @@ def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     names = [name for name in (*MEASURES, "gradient_cosine") if any(name in told for told in found.values())]
 
     def line(title: str, told: Mapping[str, Mapping[str, float]], when: str) -> str:
-        cells = [
-            f"{told[when + n]['mean']:.3f} +- {told[when + n]['sd']:.3f}" if when + n in told else "" for n in names
-        ]
+        cells = [" +- ".join(f"{value:.3f}" for value in told.get(when + name, {}).values()) for name in names]
         return f"| {title} | {' | '.join(cells)} |"
 
     head = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
@@ -107,7 +105,7 @@ def draw(found: Mapping[str, Mapping[str, Mapping[str, float]]], file: Path) -> 
         points = {"before": (before, "before_"), **{way: (told, "") for way, told in found.items()}}
         for way, (told, when) in points.items():
             x, y = told[f"{when}{name}"], told[f"{when}availability"]
-            axis.errorbar(x["mean"], y["mean"], xerr=x["sd"], yerr=y["sd"], fmt="o", capsize=2, label=way)
+            axis.errorbar(x["mean"], y["mean"], xerr=x.get("sd"), yerr=y.get("sd"), fmt="o", capsize=2, label=way)
         axis.set(xlabel=f"{name.replace('_', ' ')} (reader)", ylabel="availability (judge)", ylim=(0, 1.02))
         axis.grid(alpha=0.3)
     figure.axes[0].legend()

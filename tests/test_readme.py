@@ -88,3 +88,33 @@ def test_the_comparison_of_regularizers_is_the_one_measured() -> None:
         assert len(cells) == len(told)
         for cell, figure in zip(cells, told, strict=True):
             assert cell == pytest.approx([figure["mean"], figure["sd"]][: len(cell)], abs=6e-4)
+
+
+def test_the_remedies_are_those_measured() -> None:
+    ways = json.loads(Path("benchmarks/results/remedies.json").read_text(encoding="utf-8"))["ways"]
+    text = Path("README.md").read_text(encoding="utf-8")
+    names = ("availability", "attribute_accuracy", "diversity", "dissimilarity")
+    rows = {
+        "as `make demo`": "cc",
+        "an RFNet that never saw": "cc reward.checkpoint=checkpoints/rfnet",
+        "the reward sees the picture itself": "cc model.views.number=0",
+        "a smaller step": "cc model.lr=1e-3",
+        "two RFNets": "cc reward=mix reward.rewards.second.checkpoint=runs/second-reward/checkpoint",
+        "`generator.dilation=8`, before": "cc generator.dilation=8",
+    }
+    assert {*rows.values()} == ways.keys()
+    for title, way in rows.items():
+        (row,) = re.findall(rf"^\| {title}.*? \| (\d.+) \|$", text, re.M)
+        found = {name: figure["mean"] for name, figure in ways[way].items()}
+        told = [found["reward"] - found["before_reward"], *(found[name] for name in names)]
+        assert [float(cell) for cell in row.split(" | ")] == pytest.approx(told, abs=6e-4)
+    start = ways["cc generator.dilation=8"]["before_availability"]["mean"]
+    assert f"before tuning: availability {start:.3f}" in text
+
+
+def test_the_full_sizes_cost_is_the_one_measured() -> None:
+    found = json.loads(Path("benchmarks/results/tuning.json").read_text(encoding="utf-8"))
+    way = found["sd15 controlnet cpu float32"]["ways"]["rfft"]
+    text = " ".join(Path("README.md").read_text(encoding="utf-8").split())
+    assert f"{way['seconds']:.0f} s a gradient sample, 40 steps of rollout included" in text
+    assert f"{way['MiB'] / 1024:.1f} GiB above the nets and {way['all'] / 1024:.1f} GiB in all" in text

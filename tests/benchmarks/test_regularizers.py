@@ -22,11 +22,13 @@ def test_mean_and_deviation_by_hand(tmp_path: Path) -> None:
     found = summary(RUNS)
     assert found["availability"] == {"mean": pytest.approx(0.85), "sd": pytest.approx(0.0707, abs=1e-4)}
     assert found["before_diversity"] == {"mean": 0.5, "sd": 0.0}
-    assert summary(RUNS[:1])["availability"] == {"mean": 0.8, "sd": 0.0}
+    alone = summary(RUNS[:1])
+    assert alone["availability"] == {"mean": 0.8}
     lines = table({"cc": found}).splitlines()
     assert lines[2].startswith("| before | 0.500 +- 0.000 |")
     assert lines[3].startswith("| cc | -0.150 +- 0.071 | 0.850 +- 0.071 |")
-    draw({"cc": found}, tmp_path / "front.png")
+    assert table({"cc": alone}).splitlines()[3] == "| cc | -0.200 | 0.800 | 0.700 | 0.300 |"
+    draw({"cc": found, "kl": alone}, tmp_path / "front.png")
     assert (tmp_path / "front.png").stat().st_size > 1000
 
 
