@@ -74,7 +74,7 @@ def test_the_costs_of_a_gradient_sample_are_those_measured() -> None:
 def test_the_comparison_of_regularizers_is_the_one_measured() -> None:
     measured = {
         name: json.loads(Path(f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))["ways"]
-        for name in ("regularizers", "longer")
+        for name in ("regularizers", "longer", "betas")
     }
     text = Path("README.md").read_text(encoding="utf-8")
     names = ("reward", "availability", "attribute_accuracy", "diversity", "dissimilarity", "gradient_cosine")
@@ -86,6 +86,13 @@ def test_the_comparison_of_regularizers_is_the_one_measured() -> None:
         "`none`, 160 steps": ("longer", "none trainer.max_steps=160", ""),
         "`kl`, beta 5, 160 steps": ("longer", "kl trainer.max_steps=160", ""),
         "`cc`, beta 1, 160 steps": ("longer", "cc trainer.max_steps=160", ""),
+        "`cc`, beta 0.3, seed 0": ("betas", "cc@0.3", ""),
+        "`cc`, beta 1, seed 0": ("betas", "cc", ""),
+        "`cc`, beta 3, seed 0": ("betas", "cc@3", ""),
+        "`cc_authors`, beta 50, seed 0": ("betas", "cc_authors", ""),
+        "`kl`, beta 1, seed 0": ("betas", "kl@1", ""),
+        "`kl`, beta 5, seed 0": ("betas", "kl", ""),
+        "`kl`, beta 20, seed 0": ("betas", "kl@20", ""),
     }
     for title, (file, way, when) in rows.items():
         (row,) = re.findall(rf"^\| {title} \| (-\d.+) \|$", text, re.M)
