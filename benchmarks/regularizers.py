@@ -27,7 +27,7 @@ from src.build import build
 from src.config import compose
 from src.data.batch import Batch
 from src.diffusion.sheet import draw_columns
-from src.resume import open_run
+from src.resume import differences, flat
 
 WORDS = {
     "ways": "none;kl;cc", "seeds": "0,1,2", "name": "regularizers", "runs": "runs/regularizers", "panel": "showroom",
@@ -56,13 +56,18 @@ def folder(way: str, seed: str, words: Mapping[str, str]) -> Path:
 def measured(words: Sequence[str]) -> dict[str, float] | None:
     """The test metrics of the run of these words, None: it is not finished.
 
-    Raises ValueError if its folder holds a run of other words, or a measure is no number.
+    Raises ValueError if its folder holds a finished run of other words, or a measure is no number.
     """
     config: Any = OmegaConf.to_container(compose("fit", list(words)), resolve=True)
-    open_run(Path(config["out"]), config)
-    file = Path(config["out"]) / "checkpoint" / "metrics.json"
-    told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    if odd := [name for name, value in (told or {}).items() if value is None]:
+    out = Path(config["out"])
+    file = out / "checkpoint" / "metrics.json"  # the last that a run writes of its checkpoint
+    if not file.is_file():
+        return None
+    old: Any = OmegaConf.to_container(OmegaConf.load(out / "config.yaml"))
+    if changed := differences(flat(old), flat(config)):
+        raise ValueError(f"{out} holds a run with another {changed}; runs=FOLDER begins others.")
+    told = json.loads(file.read_text(encoding="utf-8"))
+    if odd := [name for name, value in told.items() if value is None]:
         raise ValueError(f"{file}: {', '.join(odd)} is no number: did the training diverge?")
     return told
 
@@ -145,7 +150,7 @@ def main() -> None:
             found[way] = summary(
                 [(measured(runs[way, seed][3:]) or {}) | logged(folder(way, seed, words)) for seed in seeds]
             )
-    except ValueError as error:
+    except (ValueError, subprocess.CalledProcessError) as error:
         raise SystemExit(f"regularizers: {error}") from error
     print(table(found))
     RESULTS.mkdir(exist_ok=True)

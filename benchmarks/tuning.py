@@ -4,7 +4,7 @@ One generator, one reward, the same products and late step for all; each way in 
 other. A gradient sample is one picture whose reward's gradient reaches the trained weights. Ways:
 
     rfft         this project's step, without a regularizer, as the others have none
-    rfft_draws   the same with four late steps of one rollout
+    rfft_draws   the same with three late steps of one rollout, as steps=late_random has
     rfft_cc      the same with the CC regularizer, which asks the reference model too
     refl         a plain reading of ReFL's loop with diffusers' calls: text and uncond in two forward passes; prompt,
                  outline and product encoded at every step
@@ -56,7 +56,7 @@ WORDS = {
     "precision": "float32", "ways": ",".join(WAYS),
 }  # fmt: skip
 RESULTS = Path(__file__).parent / "results" / "tuning.json"
-DRAWS = 4
+DRAWS = 3  # as conf/steps/late_random.yaml
 OUT_OF_MEMORY = 75  # exit code of a way that ran out of it
 
 
@@ -268,7 +268,8 @@ def main() -> None:
     about = {"machine": f"{device} ({platform.machine()}), torch {torch.__version__}", "words": words}
     RESULTS.parent.mkdir(exist_ok=True)
     known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
-    name = " ".join([Path(words["generator"]).name, *(words[key] for key in ("part", "device", "precision"))])
+    sizes = [f"{key}={words[key]}" for key in ("size", "batch", "steps")]
+    name = " ".join([Path(words["generator"]).name, words["part"], *sizes, words["device"], words["precision"]])
     RESULTS.write_text(json.dumps({**known, name: about | {"ways": found}}, indent=2) + "\n", encoding="utf-8")
 
 

@@ -61,7 +61,7 @@ def save(
     about: Mapping[str, str],
     dtype: str = "float32",
 ) -> None:
-    """Writes the checkpoint folder of `system`; the weights come last, so that a folder with weights is complete.
+    """Writes the checkpoint folder of `system`; the metrics come last, so that a folder with metrics is complete.
 
     Args:
         model_config: the plain `{_target_: ..., arguments}` that builds the system.
@@ -80,18 +80,20 @@ def save(
     state = {} if own else system.net.state_dict()
     weights = {key: _stored(key, value, DTYPES[dtype]) for key, value in state.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.rglob("*.safetensors"):
-        old.unlink()
+    for old in (folder / METRICS, *folder.rglob("*.safetensors")):
+        old.unlink(missing_ok=True)
     model = {**model_config, **system.assets(folder)}
     (folder / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create({"model": model})), encoding="utf-8")
     numbers = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
-    (folder / METRICS).write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     (folder / CARD).write_text(card(system, numbers, about, dtype), encoding="utf-8")
     if own:
         own(folder, DTYPES[dtype])
-        return
-    save_file(weights, folder / f"{WEIGHTS}.part", metadata={"format": "pt"})
-    os.replace(folder / f"{WEIGHTS}.part", folder / WEIGHTS)
+    else:
+        save_file(weights, folder / f"{WEIGHTS}.part", metadata={"format": "pt"})
+        os.replace(folder / f"{WEIGHTS}.part", folder / WEIGHTS)
+    part = folder / f"{METRICS}.part"
+    part.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    part.replace(folder / METRICS)
 
 
 def round_weights(net: nn.Module, dtype: str) -> None:

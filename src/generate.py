@@ -34,7 +34,7 @@ from src.score import torch_device
 
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: in names and JSON of broken text
 ROW = ("key", "accepted", "attempts", "value", "values", "seed", "prompt", "order")  # of the manifest
-FREE = ("batch_size", "resume", "device", "threads", "precision", "products", "prompts", "out")
+FREE = ("batch_size", "resume", "device", "threads", "products", "prompts", "out")
 
 
 class Manifest:
@@ -124,6 +124,9 @@ def generate(generator: Generator, reward: Reward, config: DictConfig) -> tuple[
         raise ValueError(f"out={config.out} is the folder of the products: its pictures would replace them.")
     plain: Any = OmegaConf.to_container(config, resolve=True)
     of = {name: value for name, value in plain.items() if name not in FREE}
+    of |= {f"generator.{name}": value for name, value in generator.settings.items()}  # those of its folder among them
+    scheduler = generator.scheduler.config
+    of["generator.scheduler"] = {name: scheduler[name] for name in sorted(scheduler) if not name.startswith("_")}
     of |= {"generator's weights": fingerprint(generator), "reward's weights": fingerprint(reward)}
     wanted = orders(config.products, config.prompts)
     if "title" in reward.fields and not any(order.title for order in wanted):

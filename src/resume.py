@@ -17,8 +17,9 @@ from omegaconf import OmegaConf
 
 # May change on resuming: the result does not depend on them.
 FREE = ("data.num_workers", "data.source.cache", "data.cache", "data.root", "data.quarantine", "data.verify")
-# Of the trainer's arguments, those that must not change: which batches a step sees, and what it does with them.
-KEPT = ("precision", "accumulate_grad_batches", "limit_train_batches", "gradient_clip_val")
+# Of the trainer's arguments, those that must not change: which batches a step sees, what it does with them, and the
+# length, from which the learning rate of every step is reckoned.
+KEPT = ("precision", "accumulate_grad_batches", "limit_train_batches", "gradient_clip_val", "max_steps", "max_epochs")
 
 
 def open_run(out: Path, config: dict[str, Any]) -> Path | None:
@@ -29,10 +30,9 @@ def open_run(out: Path, config: dict[str, Any]) -> Path | None:
         if not config["resume"] and trained:
             raise ValueError(f"{out} is not empty; resume=true goes on with the run in it, out=FOLDER begins another.")
         if file.is_file() and (trained or config["resume"]):
-            old, new = same_run(OmegaConf.to_container(OmegaConf.load(file))), same_run(config)
-            changed = [f"{k} ({old.get(k)} -> {new.get(k)})" for k in sorted(old | new) if old.get(k) != new.get(k)]
-            if changed:
-                raise ValueError(f"{out} holds a run with another {', '.join(changed)}; resume it as it was.")
+            old = OmegaConf.to_container(OmegaConf.load(file))
+            if changed := differences(same_run(old), same_run(config)):
+                raise ValueError(f"{out} holds a run with another {changed}; resume it as it was.")
         elif trained and last.exists():
             raise ValueError(f"{out} has a last.ckpt but no config.yaml: it cannot be told what run it is.")
         out.mkdir(parents=True, exist_ok=True)
@@ -42,21 +42,26 @@ def open_run(out: Path, config: dict[str, Any]) -> Path | None:
     return last if config["resume"] and last.is_file() else None
 
 
+def flat(config: Mapping, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys and values of a configuration, without those that may always change."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        found |= flat(value, f"{name}.") if isinstance(value, Mapping) else {} if name in FREE else {name: value}
+    return found
+
+
 def same_run(config: Any) -> dict[str, Any]:
     """What must not change on resuming, as dotted keys and values."""
-    flat: dict[str, Any] = {}
+    kept = {f"trainer.{name}" for name in KEPT}
+    parts = ("model.", "data.", "seed")
+    return {name: value for name, value in flat(config).items() if name in kept or name.startswith(parts)}
 
-    def walk(name: str, node: Any) -> None:
-        if isinstance(node, Mapping):
-            for key, value in node.items():
-                walk(f"{name}.{key}", value)
-        elif name not in FREE:
-            flat[name] = node
 
-    for part in ("model", "data", "seed"):
-        walk(part, config.get(part))
-    trainer = config.get("trainer") or {}
-    return flat | {f"trainer.{name}": trainer.get(name) for name in KEPT}
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The keys that have another value, with both, None where there is none; empty: there are no such keys."""
+    names = sorted(old.keys() | new.keys())
+    return ", ".join(f"{k} ({old.get(k)} -> {new.get(k)})" for k in names if old.get(k) != new.get(k))
 
 
 def batches_trained(trainer: L.Trainer) -> int:

@@ -58,6 +58,18 @@ def test_the_card_and_metrics_say_what_they_were_given(folder):
     assert json.loads((folder / checkpoint.METRICS).read_text()) == {"test/mae": 0.25, "test/f": None}
 
 
+def test_metrics_are_there_only_when_all_the_rest_is(folder):
+    class Torn(Saliency):
+        def save_weights(self, folder, dtype):
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        checkpoint.save(folder, Torn(size="tiny", image_size=32), CONFIG, {"test/mae": 0.5}, ABOUT)
+    assert not (folder / checkpoint.METRICS).exists()
+    checkpoint.save(folder, Saliency(size="tiny", image_size=32), CONFIG, {"test/mae": 0.5}, ABOUT)
+    assert json.loads((folder / checkpoint.METRICS).read_text()) == {"test/mae": 0.5}
+
+
 def test_assets_make_the_folder_whole_wherever_it_lies(tmp_path):
     class WithFile(Saliency):
         def assets(self, folder):

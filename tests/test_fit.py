@@ -300,10 +300,16 @@ def test_resuming_with_another_configuration_is_refused_by_key(tmp_path):
 def test_resuming_with_other_batches_a_step_is_refused(tmp_path):
     train(tmp_path, max_epochs=1)
     with pytest.raises(ValueError, match=r"another trainer\.accumulate_grad_batches \(None -> 2\)"):
-        train(tmp_path, True, accumulate_grad_batches=2)
+        train(tmp_path, True, max_epochs=1, accumulate_grad_batches=2)
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)
     torch.save({**state, "world_size": 8}, tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match=r"trained by 8 processes, these are 1: .*trainer\.devices=8"):
+        train(tmp_path, True, max_epochs=1)
+
+
+def test_resuming_to_another_length_is_refused_as_the_learning_rates_would_differ(tmp_path):
+    train(tmp_path, max_epochs=1)
+    with pytest.raises(ValueError, match=r"another trainer\.max_epochs \(1 -> 2\); resume it as it was"):
         train(tmp_path, True, max_epochs=2)
 
 

@@ -167,6 +167,27 @@ def test_pictures_of_other_weights_are_not_taken_for_done(words, tmp_path, monke
     assert "ads holds pictures of another generator's weights; choose another out" in capsys.readouterr().err
 
 
+def test_pictures_of_other_settings_are_not_taken_for_done_wherever_those_were_given(
+    words, tmp_path, monkeypatch, capsys
+):
+    made = dict(word.split("=") for word in words)
+    folder = tmp_path / "generator"
+    shutil.copytree(made["generator.folder"], folder)
+    words = [*words, *shop(tmp_path, 2), f"generator.folder={folder}", f"out={tmp_path / 'ads'}", "attempts=1"]
+    assert command(monkeypatch, *words) == 0
+    assert command(monkeypatch, *words, "precision=bfloat16") == 2
+    assert "ads holds pictures of another precision; choose another out" in capsys.readouterr().err
+    node = {"_target_": "src.models.rfft.RFFT", "generator": {"folder": "./", "guidance_scale": 2.0}}
+    OmegaConf.save(OmegaConf.create({"model": node}), folder / "config.yaml")
+    assert command(monkeypatch, *words) == 2
+    assert "ads holds pictures of another generator.guidance_scale; choose" in capsys.readouterr().err
+    (folder / "config.yaml").unlink()
+    scheduler = folder / "scheduler/scheduler_config.json"
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"beta_end": 0.02}))
+    assert command(monkeypatch, *words) == 2
+    assert "ads holds pictures of another generator.scheduler; choose" in capsys.readouterr().err
+
+
 def test_the_products_are_not_painted_over(words, tmp_path, monkeypatch, capsys):
     places = shop(tmp_path, 2)
     before = (tmp_path / "products/p0.png").read_bytes()

@@ -1,4 +1,4 @@
-"""The README's figures are those that were measured and lie in the repository."""
+"""The figures of the README and of benchmarks/README.md are those that were measured and lie in the repository."""
 
 import json
 import re
@@ -59,45 +59,52 @@ def test_the_demo_is_the_run_that_was_measured() -> None:
 
 def test_the_costs_of_a_gradient_sample_are_those_measured() -> None:
     found = json.loads(Path("benchmarks/results/tuning.json").read_text(encoding="utf-8"))
-    ways = found["showroom-generator controlnet cpu float32"]["ways"]
+    ways = found["showroom-generator controlnet size=null batch=8 steps=40 cpu float32"]["ways"]
     text = Path("README.md").read_text(encoding="utf-8")
     cells = re.findall(r"^\| .+ \| (\d\.\d{3}) \| (\d+) \|$", text, re.M)
     assert [(float(seconds), float(memory)) for seconds, memory in cells] == [
         (pytest.approx(way["seconds"], abs=6e-4), pytest.approx(way["MiB"], abs=0.6)) for way in ways.values()
     ]
-    refl, one, four, chain = (ways[name] for name in ("refl", "rfft", "rfft_draws", "alignprop"))
+    refl, one, three, chain = (ways[name] for name in ("refl", "rfft", "rfft_draws", "alignprop"))
     assert f"{refl['seconds'] / one['seconds']:.1f} times as fast" in text
-    assert f"{refl['seconds'] / four['seconds']:.1f} times with four" in text
-    assert f"in {one['MiB'] / chain['MiB']:.0%} and {four['MiB'] / chain['MiB']:.0%}".replace("%", " %") in text
+    assert f"{refl['seconds'] / three['seconds']:.1f} times with three" in text
+    assert f"in {one['MiB'] / chain['MiB']:.0%} and {three['MiB'] / chain['MiB']:.0%}".replace("%", " %") in text
 
 
-def test_the_comparison_of_regularizers_is_the_one_measured() -> None:
-    measured = {
-        name: json.loads(Path(f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))["ways"]
-        for name in ("regularizers", "longer", "betas")
-    }
-    text = Path("README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("page", "heading", "file", "rows"),
+    [
+        (
+            "README.md", "## Measured", "regularizers",
+            {"the generator as it was": "before", "`none`": "none", "`kl`, beta 5": "kl", "`cc`, beta 1": "cc"},
+        ),
+        (
+            "benchmarks/README.md", "## Twice as long", "longer",
+            {
+                "`none`, 160 steps": "none trainer.max_steps=160", "`kl`, beta 5, 160 steps": "kl trainer.max_steps=160",
+                "`cc`, beta 1, 160 steps": "cc trainer.max_steps=160",
+            },
+        ),
+        (
+            "benchmarks/README.md", "## Which beta", "betas",
+            {
+                "`none`": "none", "`cc`, beta 0.3": "cc@0.3", "`cc`, beta 1": "cc", "`cc`, beta 3": "cc@3",
+                "`cc_authors`, beta 50": "cc_authors", "`kl`, beta 1": "kl@1", "`kl`, beta 5": "kl",
+                "`kl`, beta 20": "kl@20",
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_the_comparisons_of_regularizers_are_those_measured(page: str, heading: str, file: str, rows: dict) -> None:
+    measured = json.loads(Path(f"benchmarks/results/{file}.json").read_text(encoding="utf-8"))["ways"]
+    text = Path(page).read_text(encoding="utf-8").partition(heading)[2].partition("\n## ")[0]
     names = ("reward", "availability", "attribute_accuracy", "diversity", "dissimilarity", "gradient_cosine")
-    rows = {
-        "the generator as it was": ("regularizers", "cc", "before_"),
-        "`none`": ("regularizers", "none", ""),
-        "`kl`, beta 5": ("regularizers", "kl", ""),
-        "`cc`, beta 1": ("regularizers", "cc", ""),
-        "`none`, 160 steps": ("longer", "none trainer.max_steps=160", ""),
-        "`kl`, beta 5, 160 steps": ("longer", "kl trainer.max_steps=160", ""),
-        "`cc`, beta 1, 160 steps": ("longer", "cc trainer.max_steps=160", ""),
-        "`cc`, beta 0.3, seed 0": ("betas", "cc@0.3", ""),
-        "`cc`, beta 1, seed 0": ("betas", "cc", ""),
-        "`cc`, beta 3, seed 0": ("betas", "cc@3", ""),
-        "`cc_authors`, beta 50, seed 0": ("betas", "cc_authors", ""),
-        "`kl`, beta 1, seed 0": ("betas", "kl@1", ""),
-        "`kl`, beta 5, seed 0": ("betas", "kl", ""),
-        "`kl`, beta 20, seed 0": ("betas", "kl@20", ""),
-    }
-    for title, (file, way, when) in rows.items():
+    assert {*rows.values()} - {"before"} == measured.keys()
+    for title, way in rows.items():
         (row,) = re.findall(rf"^\| {title} \| (-\d.+) \|$", text, re.M)
         cells = [[float(number) for number in cell.split(" ± ")] for cell in row.split(" | ") if cell.strip(" -")]
-        told = [measured[file][way][when + name] for name in names if when + name in measured[file][way]]
+        found, when = (measured["cc"], "before_") if way == "before" else (measured[way], "")
+        told = [found[when + name] for name in names if when + name in found]
         assert len(cells) == len(told)
         for cell, figure in zip(cells, told, strict=True):
             assert cell == pytest.approx([*figure.values()][: len(cell)], abs=6e-4)
@@ -105,7 +112,7 @@ def test_the_comparison_of_regularizers_is_the_one_measured() -> None:
 
 def test_the_remedies_are_those_measured() -> None:
     ways = json.loads(Path("benchmarks/results/remedies.json").read_text(encoding="utf-8"))["ways"]
-    text = Path("README.md").read_text(encoding="utf-8")
+    text = Path("benchmarks/README.md").read_text(encoding="utf-8")
     names = ("availability", "attribute_accuracy", "diversity", "dissimilarity")
     rows = {
         "as `make demo`": "cc",
@@ -127,7 +134,7 @@ def test_the_remedies_are_those_measured() -> None:
 
 def test_the_full_sizes_cost_is_the_one_measured() -> None:
     found = json.loads(Path("benchmarks/results/tuning.json").read_text(encoding="utf-8"))
-    way = found["sd15 controlnet cpu float32"]["ways"]["rfft"]
+    way = found["sd15 controlnet size=128 batch=1 steps=40 cpu float32"]["ways"]["rfft"]
     text = " ".join(Path("README.md").read_text(encoding="utf-8").split())
     assert f"{way['seconds']:.0f} s a gradient sample, 40 steps of rollout included" in text
     assert f"{way['MiB'] / 1024:.1f} GiB above the nets and {way['all'] / 1024:.1f} GiB in all" in text

@@ -1,5 +1,7 @@
 """Products to be advertised: a folder of pictures with alpha and a file of prompts, put on the generator's canvas."""
 
+import argparse
+import csv
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from PIL import Image, ImageOps
 from src.data.batch import Record
 from src.data.pictures import BROKEN, opened, reason, resized
 from src.data.rows import SEPARATORS, csv_rows, json_rows
+from src.data.showroom.world import GROUPS, Showroom, group_of
 from src.data.splits import SPLITS, stamp
 from src.data.table import SUFFIXES
 
@@ -56,7 +59,7 @@ class Products:
         folder: str | Path,
         prompts: str | Path,
         size: int,
-        scale: float = 0.72,
+        scale: float = 0.5,
         centre: tuple[float, float] = (0.5, 0.5),
         val: float = 0.1,
         test: float = 0.1,
@@ -157,7 +160,7 @@ def _table(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
             yield line, {name: "" if value is None else str(value).strip() for name, value in row.items()}
 
 
-def placed(file: Path, size: int, scale: float = 0.72, centre: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
+def placed(file: Path, size: int, scale: float = 0.5, centre: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
     """The product cut to what is visible of it and laid on an empty canvas: uint8 RGBA (4, size, size).
 
     scale: its longer side over the canvas's; centre: of its box, in canvas sides from left and top. Raises OrderError
@@ -183,3 +186,34 @@ def placed(file: Path, size: int, scale: float = 0.72, centre: tuple[float, floa
     canvas = Image.new("RGBA", (size, size))
     canvas.paste(small, (left, top))
     return np.ascontiguousarray(np.asarray(canvas).transpose(2, 0, 1))
+
+
+def write_example(out: str | Path, count: int = 32, size: int = 256) -> Path:
+    """`count` of the showroom's test products, to try `src.generate` and `data=products` with.
+
+    products/ has cut-outs with alpha on canvases of `size` px, prompts.csv key, prompt and title of each.
+    """
+    out = Path(out)
+    (out / "products").mkdir(parents=True, exist_ok=True)
+    rows = Showroom({"test": max(GROUPS) * count}, size, holds=["prompt", "title", "product"]).split("test")
+    briefs = [index for index in range(len(rows)) if group_of(index)[1] == 0][:count]  # not several tries at one
+    with (out / "prompts.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, ["key", "prompt", "title"], extrasaction="ignore")
+        table.writeheader()
+        for record in (rows[index] for index in briefs):
+            Image.fromarray(record["product"].transpose(1, 2, 0)).save(out / "products" / f"{record['key']}.png")
+            table.writerow(record)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m src.data.products", description=write_example.__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--count", type=int, default=32)
+    parser.add_argument("--size", type=int, default=256)
+    words = parser.parse_args()
+    print(f"{write_example(words.out, words.count, words.size)}: {words.count} products")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,10 +1,12 @@
 """The table of regularizers: which runs it starts and what it makes of their figures."""
 
+import re
 from pathlib import Path
 
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib import image
+from omegaconf import OmegaConf
 
 from benchmarks.regularizers import command, draw, draw_ways, logged, measured, summary, table
 from src.config import compose
@@ -72,12 +74,21 @@ def test_a_finished_run_is_read_and_one_of_other_words_or_without_numbers_refuse
     words = {"runs": str(tmp_path), "panel": "none"}
     run = command("kl", "1", words, [])[3:]
     assert measured(run) is None
-    (tmp_path / "kl-1/checkpoint").mkdir()
+    config = compose("fit", run)
+    (tmp_path / "kl-1/checkpoint").mkdir(parents=True)
+    assert measured(run) is None
+    OmegaConf.save(config, tmp_path / "kl-1/config.yaml", resolve=True)
     file = tmp_path / "kl-1/checkpoint/metrics.json"
     file.write_text('{"test/reward": -0.5}')
     assert measured(run) == {"test/reward": -0.5}
-    with pytest.raises(ValueError, match=r"kl-1 holds a run with another model.lr \(0.003 -> 0.5\)"):
-        measured(command("kl", "1", words, ["model.lr=0.5"])[3:])
+    for word, told in (
+        ("model.lr=0.5", "model.lr (0.003 -> 0.5)"), ("trainer.max_steps=9", "trainer.max_steps (80 -> 9)"),
+        ("trainer.limit_test_batches=1", "trainer.limit_test_batches (16 -> 1)"),
+        ("dtype=float16", "dtype (float32 -> float16)"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=re.escape(f"kl-1 holds a run with another {told}; runs=")):
+            measured(command("kl", "1", words, [word])[3:])
+    assert measured([*run, "data.num_workers=1"]) == {"test/reward": -0.5}
     file.write_text('{"test/reward": null}')
     with pytest.raises(ValueError, match="test/reward is no number: did the training diverge"):
         measured(run)

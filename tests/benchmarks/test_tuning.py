@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import DictConfig, OmegaConf
 
-from benchmarks.tuning import WAYS, late, made, measure
+from benchmarks.tuning import DRAWS, WAYS, late, made, measure
 from src.diffusion.steps import Window
 from src.rewards.rfnet import RFNetReward
 from tests.diffusion import tiny
@@ -42,7 +43,13 @@ def test_the_whole_chain_has_another_gradient(reward: RFNetReward) -> None:
 
 def test_late_steps_lie_in_the_last_quarter() -> None:
     assert late(40, 1) == [Window(35, 36)]
-    assert [window.start for window in late(40, 4)] == [31, 33, 36, 38]
+    assert [window.start for window in late(40, 3)] == [31, 35, 38]
+
+
+def test_the_several_draws_are_the_defaults() -> None:
+    steps = OmegaConf.load("conf/steps/late_random.yaml")
+    assert isinstance(steps, DictConfig)
+    assert steps.draws == DRAWS
 
 
 @pytest.mark.parametrize("way", WAYS)

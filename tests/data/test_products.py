@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from src.data.products import Order, OrderError, Products, orders, placed
+from src.data.products import Order, OrderError, Products, orders, placed, write_example
+from src.data.showroom.world import Showroom
 from src.data.splits import SPLITS
 
 
@@ -149,3 +150,15 @@ def test_a_data_set_that_lacks_something_is_refused_by_name(tmp_path):
         Image.new("RGBA", (8, 8)).save(tmp_path / "in" / f"{name}.png")
     with pytest.raises(ValueError, match=r"[abc]\.png: its alpha is empty"):
         Products(tmp_path / "in", tmp_path / "p.txt", 64).split("train")[0]
+
+
+def test_the_example_is_the_showrooms_products_with_their_own_prompts_and_titles(tmp_path):
+    folder = write_example(tmp_path / "shop", 3, 64)
+    found = orders(folder / "products", folder / "prompts.csv")
+    world = Showroom({"test": 9}, 64).split("test")
+    rows = [world[index] for index in (0, 2, 5)]  # the first tries at three briefs
+    assert [(order.key, order.prompt, order.title) for order in found] == [
+        (row["key"], row["prompt"], row["title"]) for row in rows
+    ]
+    for order, row in zip(found, rows, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(order.file)), row["product"].transpose(1, 2, 0))
