@@ -10,6 +10,8 @@ Words: ways=none;kl;cc seeds=0,1,2 name=regularizers runs=runs/regularizers pane
 """
 
 import json
+import os
+import platform
 import re
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -33,9 +36,11 @@ WORDS = {
     "ways": "none;kl;cc", "seeds": "0,1,2", "name": "regularizers", "runs": "runs/regularizers", "panel": "showroom",
 }  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
-MEASURES = ("reward", "availability", "attribute_accuracy", "diversity", "dissimilarity")
+MEASURES = ("reward", "availability", "attribute_accuracy", "diversity", "dissimilarity", "between_prompts")
 GRADIENTS = ("reward_norm", "regularizer_norm", "cosine")  # of the reward's and the regularizer's gradient
 SHOWN = 10  # products in the sheet
+# May differ between the runs of a table: neither weights nor test measures depend on them.
+UNSEEN = ("trainer.limit_val_batches", "trainer.val_check_interval", "checkpoint_every", "threads", "debug", "resume")
 
 
 def command(way: str, seed: str, words: Mapping[str, str], more: Sequence[str]) -> list[str]:
@@ -64,7 +69,8 @@ def measured(words: Sequence[str]) -> dict[str, float] | None:
     if not file.is_file():
         return None
     old: Any = OmegaConf.to_container(OmegaConf.load(out / "config.yaml"))
-    if changed := differences(flat(old), flat(config)):
+    old, new = ({k: v for k, v in flat(told).items() if k not in UNSEEN} for told in (old, config))
+    if changed := differences(old, new):
         raise ValueError(f"{out} holds a run with another {changed}; runs=FOLDER begins others.")
     told = json.loads(file.read_text(encoding="utf-8"))
     if odd := [name for name, value in told.items() if value is None]:
@@ -81,12 +87,17 @@ def logged(run: Path) -> dict[str, float]:
     return {name: mean(scalar.value for scalar in events.Scalars(name)) for name in names}
 
 
-def summary(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Mean and, of several runs, standard deviation of every measure, before and after, and of the gradients' means."""
+def summary(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """Mean, of several runs standard deviation, and the runs' own values of every measure, before and after.
+
+    Also of the gradients' means.
+    """
     names = {f"{when}{name}": f"test/{when}{name}" for when in ("before_", "") for name in MEASURES}
     names |= {f"gradient_{name}": f"grad/{name}" for name in GRADIENTS}
     values = {name: [run[key] for run in runs] for name, key in names.items() if key in runs[0]}
-    return {name: {"mean": mean(v), **({"sd": stdev(v)} if len(v) > 1 else {})} for name, v in values.items()}
+    return {
+        name: {"mean": mean(v), **({"sd": stdev(v), "runs": v} if len(v) > 1 else {})} for name, v in values.items()
+    }
 
 
 def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
@@ -94,7 +105,8 @@ def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     names = [name for name in (*MEASURES, "gradient_cosine") if any(name in told for told in found.values())]
 
     def line(title: str, told: Mapping[str, Mapping[str, float]], when: str) -> str:
-        cells = [" +- ".join(f"{value:.3f}" for value in told.get(when + name, {}).values()) for name in names]
+        figures = [told.get(when + name, {}) for name in names]
+        cells = [" +- ".join(f"{figure[key]:.3f}" for key in ("mean", "sd") if key in figure) for figure in figures]
         return f"| {title} | {' | '.join(cells)} |"
 
     head = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
@@ -133,13 +145,23 @@ def draw_ways(runs: Mapping[str, Sequence[str]], file: Path) -> None:
     draw_columns(file, painted, batch["prompt"])
 
 
+def machine() -> str:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+    return f"{device} ({platform.machine()}), torch {torch.__version__}"
+
+
 def main() -> None:
     own, more = sys.argv[1:], []
+    if {"-h", "--help"} & {*own}:
+        print(__doc__)
+        return
     if "--" in own:
         own, more = own[: own.index("--")], own[own.index("--") + 1 :]
-    words = WORDS | dict(word.split("=", 1) for word in own)
+    words = WORDS | {name: value for name, _, value in (word.partition("=") for word in own)}
     if foreign := words.keys() - WORDS.keys():
         raise SystemExit(f"regularizers: no word {', '.join(sorted(foreign))}; there are {', '.join(WORDS)}")
+    if words["panel"] == "none":
+        raise SystemExit("regularizers: panel=none measures nothing to compare by; it takes a judge and a reader.")
     ways, seeds, found = words["ways"].split(";"), words["seeds"].split(","), {}
     runs = {(way, seed): command(way, seed, words, more) for seed in seeds for way in ways}
     try:
@@ -154,7 +176,7 @@ def main() -> None:
         raise SystemExit(f"regularizers: {error}") from error
     print(table(found))
     RESULTS.mkdir(exist_ok=True)
-    about = {"words": words, "fit": more, "seeds": seeds}
+    about = {"words": words, "fit": more, "seeds": seeds, "machine": machine()}
     (RESULTS / f"{words['name']}.json").write_text(
         json.dumps({**about, "ways": found}, indent=2) + "\n", encoding="utf-8"
     )

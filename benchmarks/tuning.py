@@ -12,8 +12,8 @@ other. A gradient sample is one picture whose reward's gradient reaches the trai
     alignprop    the gradient through the whole chain of steps, text and uncond in one forward pass
 
 Prints seconds and memory (the peak above what the loaded nets take), or that a way ran out of it, and writes them, and
-the peak of the whole process or device, to `benchmarks/results/tuning.json`. No optimizer is in it: AdamW takes 8
-bytes more for each trained weight.
+the peak of the whole process or device, to `benchmarks/results/tuning.json`, beside what it has of other ways and
+sizes. No optimizer is in it: AdamW takes 8 bytes more for each trained weight.
 Words: generator=checkpoints/showroom-generator, or sd15, the full size with random weights; size=null, px of pictures;
 checkpoint=checkpoints/rfnet-reward part=controlnet batch=8 steps=40 repeats=3 threads=2 device=cpu precision=float32
 ways=rfft,rfft_draws,...
@@ -58,6 +58,7 @@ WORDS = {
 RESULTS = Path(__file__).parent / "results" / "tuning.json"
 DRAWS = 3  # as conf/steps/late_random.yaml
 OUT_OF_MEMORY = 75  # exit code of a way that ran out of it
+ALONE = "import sys; from benchmarks.tuning import alone; alone(*sys.argv[1:])"  # a process of its own
 
 
 def random_sd15(size: int, **settings: Any) -> Generator:
@@ -168,7 +169,8 @@ class Peak:
 
     def watch(self) -> None:
         while not self.done.wait(0.002):
-            self.mib = max(self.mib, self.now() - self.before)
+            now = self.now()
+            self.mib, self.all = max(self.mib, now - self.before), max(self.all, now)
 
     def __enter__(self) -> "Peak":
         if self.device.type == "cuda":
@@ -182,11 +184,11 @@ class Peak:
 
     def __exit__(self, *_: object) -> None:
         if self.device.type == "cuda":
-            self.mib = torch.cuda.max_memory_allocated() / 2**20 - self.before
+            peak = torch.cuda.max_memory_allocated() / 2**20
+            self.mib, self.all = max(self.mib, peak - self.before), max(self.all, peak)
         else:
             self.done.set()
             self.thread.join()
-        self.all = max(self.all, self.before + self.mib)
 
 
 def measure(way: str, words: dict[str, str]) -> dict[str, float]:
@@ -228,6 +230,14 @@ def measure(way: str, words: dict[str, str]) -> dict[str, float]:
     return {"seconds": sorted(seconds[1:])[len(seconds[1:]) // 2] / (count * samples), "MiB": peak.mib, "all": peak.all}
 
 
+def alone(way: str, words: str) -> None:
+    """Prints what `measure` finds, as JSON, for words in JSON."""
+    try:
+        print(json.dumps(measure(way, json.loads(words))))
+    except torch.OutOfMemoryError:
+        sys.exit(OUT_OF_MEMORY)
+
+
 def line(told: dict[str, Any], first: dict[str, Any]) -> str:
     """A way's cost and, if the first way has one, its ratio to that."""
     beside = first["seconds"] is not None
@@ -239,7 +249,10 @@ def line(told: dict[str, Any], first: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    words = WORDS | dict(word.split("=", 1) for word in sys.argv[1:])
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print(__doc__)
+        return
+    words = WORDS | {name: value for name, _, value in (word.partition("=") for word in sys.argv[1:])}
     if foreign := words.keys() - WORDS.keys():
         raise SystemExit(f"tuning: no word {', '.join(sorted(foreign))}; there are {', '.join(WORDS)}")
     ways = words["ways"].split(",")
@@ -247,16 +260,11 @@ def main() -> None:
         raise SystemExit(f"tuning: part={words['part']}: controlnet or unet, as the peers train no adapters here")
     if foreign := set(ways) - set(WAYS):
         raise SystemExit(f"tuning: no way {', '.join(sorted(foreign))}; there are {', '.join(WAYS)}")
-    if len(ways) == 1:
-        try:
-            print(json.dumps(measure(ways[0], words)))
-        except torch.OutOfMemoryError:
-            sys.exit(OUT_OF_MEMORY)
-        return
     found = {}
     for way in ways:
-        command = [sys.executable, "-m", "benchmarks.tuning", *(f"{k}={v}" for k, v in {**words, "ways": way}.items())]
-        answer = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        answer = subprocess.run(
+            [sys.executable, "-c", ALONE, way, json.dumps(words)], stdout=subprocess.PIPE, text=True
+        )
         if answer.returncode in (OUT_OF_MEMORY, -9):  # told by torch, or killed by the system
             found[way] = {"seconds": None, "MiB": None, "all": None}
             print(f"{way:<12} out of memory", flush=True)
@@ -270,6 +278,7 @@ def main() -> None:
     known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     sizes = [f"{key}={words[key]}" for key in ("size", "batch", "steps")]
     name = " ".join([Path(words["generator"]).name, words["part"], *sizes, words["device"], words["precision"]])
+    found = known.get(name, {}).get("ways", {}) | found
     RESULTS.write_text(json.dumps({**known, name: about | {"ways": found}}, indent=2) + "\n", encoding="utf-8")
 
 

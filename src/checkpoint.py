@@ -13,7 +13,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,8 @@ def save(
     own = getattr(system, "save_weights", None)
     state = {} if own else system.net.state_dict()
     weights = {key: _stored(key, value, DTYPES[dtype]) for key, value in state.items()}
+    for key, value in system.net.state_dict().items() if own else ():
+        _stored(key, value, DTYPES[dtype])  # raises before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     for old in (folder / METRICS, *folder.rglob("*.safetensors")):
         old.unlink(missing_ok=True)
@@ -98,6 +101,8 @@ def save(
 
 def round_weights(net: nn.Module, dtype: str) -> None:
     """Rounds the weights in place to what a folder of this dtype holds, so that they are measured as they ship.
+
+    Adapters, which a folder holds merged, are rounded apart from the weights that they are added to.
 
     Raises ValueError if one is not finite or does not fit float16.
     """
@@ -230,10 +235,19 @@ Time: {about["time"]}. Machine: {about["machine"]}.
 """
 
 
-def fingerprint(net: nn.Module) -> str:
-    """A hash of the names and values of a net's weights, wherever they lie."""
+def licence_of(folder: str | Path) -> str:
+    """The licence that the card in a folder names; of weights without one: that it is theirs, whatever that is."""
+    file = located(folder) / CARD
+    told = re.search(r"^license: *(\S+)$", file.read_text(encoding="utf-8"), re.M) if file.is_file() else None
+    if told and told[1] != "other":
+        return "Apache-2.0" if told[1] == "apache-2.0" else told[1]
+    return f"Other: that of {folder}, from whose weights these were trained."
+
+
+def fingerprint(net: nn.Module, without: Container[str] = ()) -> str:
+    """A hash of the names and values of a net's weights, wherever they lie, but for those of the names `without`."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(net.state_dict().items()):
+    for name, tensor in sorted((name, tensor) for name, tensor in net.state_dict().items() if name not in without):
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -114,7 +114,9 @@ def _compose(entry: str, words: list[str], root: Path) -> DictConfig:
         files[group] = _read(root, group, (base.defaults | brought | picks)[group])
         brought = files[group].defaults | brought
     for group in picks.keys() - files:
-        raise ConfigError(f"{group}={picks[group]}: no group {group!r} here; {nearest(group, files)}")
+        brings = [f"{g}={name}" for g in files for name in _choices(root, g) if group in _read(root, g, name).defaults]
+        how = f"it comes with {' or '.join(brings)}" if brings else nearest(group, files)
+        raise ConfigError(f"{group}={picks[group]}: no group {group!r} here; {how}")
 
     config = base.body | {group: file.body for group, file in files.items()}
     free = _free(config) - files.keys()

@@ -15,7 +15,7 @@ from src.build import build
 from src.checkpoint import load
 from src.config import command
 from src.data.module import AdData
-from src.fit import set_up, told
+from src.fit import measured_rows, set_up, told
 
 
 def evaluate(
@@ -53,11 +53,14 @@ def main() -> int:
         if not (records := len(data.split(config.split))):
             raise ValueError(f"the {config.split} split has no records.")
         trainer = L.Trainer(**build(config.trainer), logger=False, enable_checkpointing=False)
+        asked = measured_rows(trainer, data, records)
         metrics = evaluate(system, data, config.split, trainer, config.perceived, config.repainted)
     except (ValueError, OSError, MisconfigurationException) as error:
         sys.stderr.write(f"evaluate: {told(error)}\n")
         return 2
-    print(f"{config.checkpoint} on the {config.split} split, {records} records")
+    print(
+        f"{config.checkpoint} on the {config.split} split, {asked}{f' of {records}' if asked < records else ''} records"
+    )
     print(table(metrics))
     if config.out:
         file = Path(config.out) / "metrics.json"

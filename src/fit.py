@@ -135,7 +135,8 @@ def fit(system: Any, data: AdData, config: dict[str, Any]) -> dict[str, float]:
     metrics = {name: float(value) for name, value in measured.items()}
     if trainer.is_global_zero:
         spent = f"{duration(keeper.seconds)} for {trainer.global_step} steps"
-        about = describe(system, data, sizes, config, spent, machine(device, trainer.world_size))
+        asked = measured_rows(trainer, data, sizes["test"]) if tests else 0
+        about = describe(system, data, sizes, asked, config, spent, machine(device, trainer.world_size))
         checkpoint.save(out / "checkpoint", system.cpu().eval(), config["model"], metrics, about, dtype)
         pictures = system.to(device).report(data, out / "pictures") if tests and hasattr(system, "report") else []
         print("\n".join(table(metrics)))
@@ -186,13 +187,21 @@ def machine(device: torch.device, world_size: int) -> str:
     return f"{os.cpu_count()} {'CPU' if device.type == 'cpu' else device.type} cores, {platform.machine()}"
 
 
+def measured_rows(trainer: L.Trainer, data: AdData, size: int) -> int:
+    """How many of the `size` rows of a split `trainer.limit_test_batches` leaves to be measured, about."""
+    limit = trainer.limit_test_batches
+    batches = limit if isinstance(limit, int) else limit * size / data.batch_size
+    return min(size, round(batches * data.batch_size * trainer.world_size))
+
+
 def describe(
-    system: Any, data: AdData, sizes: dict[str, int], config: dict[str, Any], spent: str, machine: str
+    system: Any, data: AdData, sizes: dict[str, int], asked: int, config: dict[str, Any], spent: str, machine: str
 ) -> dict[str, str]:
-    """The texts of the model card."""
+    """The texts of the model card; `asked`: the test rows measured."""
     source = data.source
     words = [word for word in sys.argv[1:] if not word.startswith(("out=", "resume="))]
     counts = ", ".join(f"{size} {name}" for name, size in sizes.items())
+    counts += f", of which {asked} are measured" if 0 < asked < sizes.get("test", 0) else ""
     return {
         "title": config.get("choices", {}).get("model", type(system).__name__),
         "what": first_paragraph(system),

@@ -3,8 +3,8 @@
 `out` gets <key>.png and a line in manifest.jsonl for each product: key, accepted, attempts, value (of the picture kept,
 the best), values (of all attempts), seed (of the picture kept), prompt, order (a hash of product, prompt and title).
 After a kill the same command goes on: what the manifest has is done; a key that stands for another order by now is
-refused. A product that cannot be painted is told by name, in skipped.jsonl too, and the rest goes on. At the end: the
-share accepted by attempt, attempts and UNet calls per accepted picture.
+refused. A product that cannot be painted is told by name, in skipped.jsonl too, and the rest goes on. At the end, in
+summary.json too: the share accepted by attempt, attempts and UNet calls per accepted picture.
 Exit code 0: every product has a picture; 1: some, or all, could not be painted; 2: the command cannot be run.
 """
 
@@ -12,7 +12,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ from src.build import build
 from src.checkpoint import fingerprint
 from src.config import command
 from src.data.batch import Record
-from src.data.products import Order, OrderError, orders, placed
+from src.data.orders import Order, OrderError, orders, placed
 from src.diffusion.generator import Generator
-from src.diffusion.recurrent import Job, recurrent
+from src.diffusion.recurrent import Job, attempt_seed, recurrent
 from src.fit import set_up
 from src.rewards.base import Reward
 from src.score import torch_device
@@ -38,33 +38,40 @@ FREE = ("batch_size", "resume", "device", "threads", "products", "prompts", "out
 
 
 class Manifest:
-    """manifest.jsonl and the settings that its pictures were painted with; a torn last line is cut off.
+    """manifest.jsonl and the settings that its pictures were painted with.
 
-    Raises ValueError if the folder has another run's pictures, or `resume` is false and it has any.
+    A torn last line is cut off, and so are lines whose pictures are gone. Raises ValueError if the folder has another
+    run's pictures, or pictures of these `keys` that nobody told of, or `resume` is false and it has a manifest.
     """
 
-    def __init__(self, out: Path, of: dict[str, Any], resume: bool) -> None:
+    def __init__(self, out: Path, of: dict[str, Any], resume: bool, keys: Iterable[str]) -> None:
         self.out, self.file, settings = out, out / "manifest.jsonl", out / "settings.json"
         out.mkdir(parents=True, exist_ok=True)
         self.rows: list[dict[str, Any]] = []
         if not resume and self.file.exists():
             raise ValueError(f"{out} has a manifest; resume=true goes on with it, out=FOLDER begins another.")
+        if not settings.exists() and (foreign := [key for key in keys if (out / f"{key}.png").exists()]):
+            raise ValueError(f"{out} has a {foreign[0]}.png that was not painted here; choose another out.")
         if self.file.exists():
             known = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
             if changed := sorted(name for name in known | of if known.get(name) != of.get(name)):
                 raise ValueError(f"{out} holds pictures of another {', '.join(changed)}; choose another out.")
-            whole = self.file.read_bytes().rpartition(b"\n")
-            for number, line in enumerate(whole[0].splitlines(), start=1):
+            whole, kept = self.file.read_bytes(), []
+            for number, line in enumerate(whole.rpartition(b"\n")[0].splitlines(keepends=True), start=1):
                 try:
                     row = json.loads(line)
-                    self.rows.append({name: row[name] for name in ROW})
+                    row = {name: row[name] for name in ROW}
                 except (ValueError, KeyError, TypeError):
                     raise ValueError(
                         f"{self.file}, line {number}: damaged; without that line its product is painted again."
                     ) from None
-            if whole[2]:
-                with self.file.open("ab") as handle:
-                    handle.truncate(len(whole[0]) + len(whole[1]))
+                if (out / f"{row['key']}.png").is_file():
+                    self.rows.append(row)
+                    kept.append(line.rstrip(b"\n") + b"\n")
+            if b"".join(kept) != whole:
+                part = self.file.with_suffix(".part")
+                part.write_bytes(b"".join(kept))
+                os.replace(part, self.file)
         part = settings.with_suffix(".part")
         part.write_text(json.dumps(of, indent=2) + "\n", encoding="utf-8")
         os.replace(part, settings)
@@ -78,7 +85,7 @@ class Manifest:
         os.replace(part, self.out / f"{record['key']}.png")
         row = {
             "key": record["key"], "accepted": accepted, "attempts": job.attempts, "value": best, "values": job.values,
-            "seed": seed + job.values.index(best), "prompt": record["prompt"], "order": stamp,
+            "seed": attempt_seed(seed, job.values.index(best)), "prompt": record["prompt"], "order": stamp,
         }  # fmt: skip
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -115,6 +122,9 @@ def generate(generator: Generator, reward: Reward, config: DictConfig) -> tuple[
     """The manifest and the products that could not be painted: file name, reason."""
     if foreign := sorted(reward.fields - {"product", "prompt", "title"}):
         raise ValueError(f"{type(reward).__name__} needs {', '.join(foreign)}, which a product folder does not have.")
+    for name in ("attempts", "threshold", "scale", "batch_size", "seed"):
+        if config[name] is None:
+            raise ValueError(f"{name}=null: it takes a number.")
     if config.precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision={config.precision}: choose one of float32, bfloat16.")
     size = config.size or generator.size
@@ -133,8 +143,9 @@ def generate(generator: Generator, reward: Reward, config: DictConfig) -> tuple[
         raise ValueError(
             f"prompts={config.prompts}: {type(reward).__name__} needs titles; give a table of key,prompt,title."
         )
-    manifest, bad = Manifest(Path(config.out), of, config.resume), []
-    done, by_key = {row["key"]: row["order"] for row in manifest.rows}, {order.key: order for order in wanted}
+    by_key, bad = {order.key: order for order in wanted}, []
+    manifest = Manifest(Path(config.out), of, config.resume, by_key)
+    done = {row["key"]: row["order"] for row in manifest.rows}
     if other := [key for key, order in by_key.items() if key in done and done[key] != order.stamp]:
         raise ValueError(
             f"{manifest.out} has {', '.join(other[:5])} ({len(other)} in all) of another product, prompt or title: "
@@ -158,24 +169,41 @@ def generate(generator: Generator, reward: Reward, config: DictConfig) -> tuple[
     return manifest, bad
 
 
-def summary(rows: list[dict[str, Any]], num_steps: int) -> list[str]:
-    """The available rate by attempt and what an accepted picture costs, as lines."""
+def summary(rows: list[dict[str, Any]], num_steps: int) -> dict[str, Any]:
+    """What came of the attempts.
+
+    `available_rate`: share of the products accepted within 1, 2, ... attempts. What an accepted picture costs includes
+    the attempts of products that were given up; None if no picture is accepted.
+    """
     accepted = [row for row in rows if row["accepted"]]
-    spent = sum(row["attempts"] for row in rows)
-    lines = [f"{len(accepted)} of {len(rows)} accepted"]
-    for number in range(1, max((row["attempts"] for row in rows), default=0) + 1):
-        by_now = sum(row["attempts"] <= number for row in accepted)
-        lines.append(f"  within {number} attempt{'s' if number > 1 else ''}: {by_now / len(rows):.1%}")
-    if accepted:
-        each = spent / len(accepted)
-        lines.append(f"{each:.2f} attempts and {each * num_steps:.0f} UNet calls for each accepted picture")
-    return lines
+    numbers = range(1, max((row["attempts"] for row in rows), default=0) + 1)
+    each = sum(row["attempts"] for row in rows) / len(accepted) if accepted else None
+    return {
+        "products": len(rows),
+        "accepted": len(accepted),
+        "available_rate": [sum(row["attempts"] <= number for row in accepted) / len(rows) for number in numbers],
+        "attempts_per_accepted": each,
+        "unet_calls_per_accepted": each and each * num_steps,
+    }
+
+
+def lines(told: dict[str, Any]) -> list[str]:
+    """A summary as lines to print."""
+    found = [f"{told['accepted']} of {told['products']} accepted"]
+    for number, rate in enumerate(told["available_rate"], start=1):
+        found.append(f"  within {number} attempt{'s' if number > 1 else ''}: {rate:.1%}")
+    if told["accepted"]:
+        attempts, calls = told["attempts_per_accepted"], told["unet_calls_per_accepted"]
+        found.append(f"{attempts:.2f} attempts and {calls:.0f} UNet calls for each accepted picture")
+    return found
 
 
 def main() -> int:
     config = command("generate")
     set_up(config.threads)
     try:
+        if config.generator is None or config.reward is None:
+            raise ValueError("it needs a generator to paint and a reward to accept by: neither can be null.")
         generator, reward = build(config.generator).eval().requires_grad_(False), build(config.reward)
         manifest, bad = generate(generator, reward, config)
     except torch.OutOfMemoryError as error:
@@ -184,7 +212,9 @@ def main() -> int:
     except (ValueError, OSError) as error:
         sys.stderr.write(f"generate: {error}\n")
         return 2
-    print("\n".join(summary(manifest.rows, generator.num_steps)))
+    told = summary(manifest.rows, generator.num_steps)
+    (manifest.out / "summary.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    print("\n".join(lines(told)))
     print(f"wrote {manifest.out}")
     for name, reason in bad:
         sys.stderr.write(f"{name}: {reason}\n")

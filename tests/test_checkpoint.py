@@ -70,6 +70,30 @@ def test_metrics_are_there_only_when_all_the_rest_is(folder):
     assert json.loads((folder / checkpoint.METRICS).read_text()) == {"test/mae": 0.5}
 
 
+def test_weights_that_are_not_finite_are_refused_before_anything_is_written_whatever_writes_them(tmp_path):
+    class Own(Saliency):
+        def save_weights(self, folder, dtype):
+            raise AssertionError("written")
+
+    system = Own(size="tiny", image_size=32)
+    with torch.no_grad():
+        next(system.net.parameters()).fill_(1e6)
+    with pytest.raises(ValueError, match=r"does not fit torch\.float16; nothing was saved"):
+        checkpoint.save(tmp_path / "net", system, CONFIG, {}, ABOUT, "float16")
+    assert not (tmp_path / "net").exists()
+
+
+def test_the_licence_is_that_of_the_folders_card(folder, tmp_path):
+    assert checkpoint.licence_of(folder) == ABOUT["licence"]
+    card = folder / checkpoint.CARD
+    card.write_text(card.read_text().replace("license: apache-2.0", "license: cc-by-nc-4.0"))
+    assert checkpoint.licence_of(folder) == "cc-by-nc-4.0"
+    told = "Other: that of someone/painter, from whose weights these were trained."
+    assert checkpoint.licence_of("someone/painter") == told
+    card.write_text(card.read_text().replace("license: cc-by-nc-4.0", "license: other"))
+    assert checkpoint.licence_of(folder).startswith("Other: that of ")
+
+
 def test_assets_make_the_folder_whole_wherever_it_lies(tmp_path):
     class WithFile(Saliency):
         def assets(self, folder):

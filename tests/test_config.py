@@ -273,6 +273,11 @@ def test_required_group_and_value(root: Path) -> None:
     assert compose("score", ["reward=taste", "table=x.csv"], root).reward.weight == 2
 
 
+def test_a_group_that_only_some_choices_bring_is_told_with_them() -> None:
+    with pytest.raises(ConfigError, match="no group 'regularizer' here; it comes with model=rfft"):
+        compose("fit", ["regularizer=cc"])
+
+
 def test_group_that_the_entry_does_not_take(root: Path) -> None:
     assert "no group 'model' here; choices: reward" in refusal(root, "model=small", entry="score")
     assert compose("score", ["reward=none", "table=x"], root).reward == {}

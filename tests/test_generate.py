@@ -17,8 +17,8 @@ from sklearn.datasets import load_sample_image
 
 from src.config import compose
 from src.fit import run
-from src.generate import main, summary
-from tests.data.test_products import cutout
+from src.generate import lines, main, summary
+from tests.data.test_orders import cutout
 from tests.diffusion import tiny
 from tests.rewards import tiny as nets
 
@@ -70,6 +70,7 @@ def test_each_product_gets_a_picture_and_a_line(words, tmp_path, monkeypatch, ca
         assert row["prompt"] == "a red room"
         assert Image.open(out / f"{row['key']}.png").size == (64, 64)
     assert f"{sum(row['accepted'] for row in rows)} of 5 accepted" in said
+    assert json.loads((out / "summary.json").read_text()) == summary(rows, num_steps=2)
     before = (out / "manifest.jsonl").read_bytes()
     assert command(monkeypatch, *words) == 0  # nothing is left to do
     assert (out / "manifest.jsonl").read_bytes() == before
@@ -196,6 +197,45 @@ def test_the_products_are_not_painted_over(words, tmp_path, monkeypatch, capsys)
     assert (tmp_path / "products/p0.png").read_bytes() == before
 
 
+def test_a_picture_that_is_gone_is_painted_again_and_a_foreign_one_never_painted_over(
+    words, tmp_path, monkeypatch, capsys
+):
+    out, words = tmp_path / "ads", [*words, *shop(tmp_path, 3), "attempts=1"]
+    assert command(monkeypatch, *words, f"out={out}") == 0
+    rows, picture = manifest(out), (out / "p1.png").read_bytes()
+    (out / "p1.png").unlink()
+    assert command(monkeypatch, *words, f"out={out}") == 0
+    assert (out / "p1.png").read_bytes() == picture
+    assert sorted(manifest(out), key=lambda row: row["key"]) == sorted(rows, key=lambda row: row["key"])
+    mine = cutout(tmp_path / "mine/p2.png")
+    before = mine.read_bytes()
+    assert command(monkeypatch, *words, f"out={mine.parent}") == 2
+    assert "mine has a p2.png that was not painted here; choose another out" in capsys.readouterr().err
+    assert mine.read_bytes() == before
+
+
+def test_other_seeds_share_no_attempt(words, tmp_path, monkeypatch):
+    words = [*words, *shop(tmp_path, 2), "attempts=3", "threshold=0"]
+    values = []
+    for seed in (0, 1):
+        assert command(monkeypatch, *words, f"seed={seed}", f"out={tmp_path / str(seed)}") == 0
+        values += [value for row in manifest(tmp_path / str(seed)) for value in row["values"]]
+    assert len(set(values)) == len(values) == 12
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("threshold=null", "threshold=null: it takes a number"), ("seed=null", "seed=null: it takes a number"),
+        ("reward=null", "a reward to accept by: neither can be null"), ("centre=[a,b]", "two numbers are needed"),
+    ],
+)  # fmt: skip
+def test_what_is_no_setting_is_one_line(word, told, words, tmp_path, monkeypatch, capsys):
+    words = [name for name in words if word != "reward=null" or not name.startswith("reward.")]
+    assert command(monkeypatch, *words, *shop(tmp_path, 1), f"out={tmp_path / 'ads'}", word) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_half_a_character_in_a_prompt_costs_its_own_picture_only(words, tmp_path, monkeypatch, capsys):
     products, _ = shop(tmp_path, 2)
     lines = [
@@ -236,11 +276,16 @@ def test_the_summary_counts_acceptance_by_attempt():
         {"accepted": True, "attempts": 1}, {"accepted": True, "attempts": 3}, {"accepted": False, "attempts": 3},
         {"accepted": True, "attempts": 1},
     ]  # fmt: skip
-    assert summary(rows, num_steps=40) == [
+    told = summary(rows, num_steps=40)
+    assert told == {
+        "products": 4, "accepted": 3, "available_rate": [0.5, 0.5, 0.75],
+        "attempts_per_accepted": 8 / 3, "unet_calls_per_accepted": 8 / 3 * 40,
+    }  # fmt: skip
+    assert lines(told) == [
         "3 of 4 accepted", "  within 1 attempt: 50.0%", "  within 2 attempts: 50.0%", "  within 3 attempts: 75.0%",
         "2.67 attempts and 107 UNet calls for each accepted picture",
     ]  # fmt: skip
-    assert summary([], 40) == ["0 of 0 accepted"]
+    assert lines(summary([], 40)) == ["0 of 0 accepted"]
 
 
 def test_real_photographs_of_any_size_are_painted_around(words, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ def csv_rows(file: IO[str], separator: str) -> Iterator[Read]:
     """The rows under the header, which is the first line that is not blank."""
     reader = csv.reader(file, delimiter=separator, strict=True)
     header: list[str] = []
+    twice = ""
     while True:
         begin = reader.line_num + 1
         try:
@@ -27,10 +28,11 @@ def csv_rows(file: IO[str], separator: str) -> Iterator[Read]:
             yield reader.line_num, {}, f"is no row of a table{there}: {error}"
             continue
         if header and cells:
-            odd = len(cells) != len(header)
-            reason = f"has {len(cells)} cells for {len(header)} columns" if odd else ""
+            reason = f"has {len(cells)} cells for {len(header)} columns" if len(cells) != len(header) else twice
             yield reader.line_num, dict(zip(header, cells, strict=False)), reason
-        header = header or cells
+        if not header and cells:
+            header = cells
+            twice = next((f"has the column {name!r} twice" for name in header if header.count(name) > 1), "")
 
 
 def csv_header(file: IO[str], separator: str) -> list[str]:

@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -29,8 +27,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from src.checkpoint import CONFIG, located, model_config
 from src.data.batch import Batch
 from src.diffusion.keyed import keyed_noise
+from src.diffusion.outline import outline
 
-CANNY = 100, 200  # thresholds of the edge detector
 SETTINGS = ("num_steps", "guidance_scale", "control_scale", "negative_prompt", "dilation", "backdrop")
 LEAST = 1e-12  # of alpha_bar: if nothing of the picture were left in the latents, their noise would not tell of it
 
@@ -101,7 +99,7 @@ class Generator(nn.Module):
             net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # as convolutions are quickest
         self.num_steps, self.guidance_scale, self.control_scale = num_steps, guidance_scale, control_scale
         self.negative_prompt, self.dilation, self.backdrop = negative_prompt, dilation, backdrop
-        self.kind = kind
+        self.kind, self.origin = kind, ""  # the folder or hub id that it was loaded from
         scheduler.set_timesteps(num_steps)
         self.timesteps: list[int] = scheduler.timesteps.tolist()
         known = scheduler.alphas_cumprod.double()
@@ -197,14 +195,21 @@ class Generator(nn.Module):
 
         As wide as x, but float64 where next to nothing of the picture is left: there it is told by the last digits.
         """
-        t = torch.tensor(self.timesteps[i], device=x.device)
-        predicted = self.predict(torch.cat([x, x]), t, conditions.text, torch.cat([conditions.edges] * 2))
-        if self.kind == "v_prediction":
-            a = self.alpha_bars[i]
-            x = x.double() if a < 1e-4 and x.device.type != "mps" else x  # mps has no float64: x0-hat errs by 0.06
-            predicted = a**0.5 * predicted + (1 - a) ** 0.5 * torch.cat([x, x])
-        uncond, text = predicted.chunk(2)
+        edges = torch.cat([conditions.edges] * 2)
+        uncond, text = self._seen(torch.cat([x, x]), i, conditions.text, edges).chunk(2)
         return text, uncond
+
+    def noise_of(self, branch: str, x: Tensor, i: int, conditions: Conditions) -> Tensor:
+        """One of the two alone, "text" or "uncond", for half the work of `noise`."""
+        return self._seen(x, i, conditions.text.chunk(2)[("uncond", "text").index(branch)], conditions.edges)
+
+    def _seen(self, x: Tensor, i: int, text: Tensor, edges: Tensor) -> Tensor:
+        predicted = self.predict(x, torch.tensor(self.timesteps[i], device=x.device), text, edges)
+        if self.kind == "epsilon":
+            return predicted
+        a = self.alpha_bars[i]
+        x = x.double() if a < 1e-4 and x.device.type != "mps" else x  # mps has no float64: x0-hat errs by 0.06
+        return a**0.5 * predicted + (1 - a) ** 0.5 * x
 
     def guide(self, text: Tensor, uncond: Tensor) -> Tensor:
         """uncond + s (text - uncond)."""
@@ -275,13 +280,6 @@ class Generator(nn.Module):
         ).save_pretrained(folder)
 
 
-def outline(product: Tensor) -> Tensor:
-    """Canny edges, 0 or 1, (batch, 3, height, width), of products (batch, 4, height, width) in [0, 1] over black."""
-    shown = (product[:, :3] * product[:, 3:] * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    edges = np.stack([cv2.Canny(np.ascontiguousarray(picture), *CANNY) for picture in shown])
-    return torch.from_numpy(edges / 255).to(product)[:, None].expand(-1, 3, -1, -1)
-
-
 def load_generator(
     folder: str | Path, controlnet: str | Path | ControlNetModel | None = None, **settings: Any
 ) -> Generator:
@@ -306,7 +304,7 @@ def load_generator(
     known = model_config(folder).get("generator", {}) if (located(folder) / CONFIG).is_file() else {}
     known = {name: value for name, value in known.items() if name in SETTINGS}
     settings = known | {name: value for name, value in settings.items() if value is not None}
-    return Generator(
+    generator = Generator(
         part_of(CLIPTokenizer, folder, "tokenizer"),
         part_of(CLIPTextModel, folder, "text_encoder"),
         part_of(AutoencoderKL, folder, "vae"),
@@ -315,6 +313,8 @@ def load_generator(
         ddim.from_config(noise, **plain),
         **settings,
     )
+    generator.origin = str(folder)
+    return generator
 
 
 def has_controlnet(folder: str | Path) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from src.checkpoint import load
 from src.data.batch import Batch
 from src.diffusion.generator import Generator
-from src.metrics.diversity import within_prompt_dissimilarity, within_prompt_diversity
+from src.metrics.diversity import between_prompt_diversity, within_prompt_dissimilarity, within_prompt_diversity
 from src.models.reader import AttributeReader
 from src.rewards.base import Reward
 from src.rewards.rfnet import RFNetReward
@@ -23,8 +23,8 @@ class Panel(nn.Module):
 
     availability: share to which the judge gives p(available) >= `threshold`. attribute_accuracy: share of the
     `attributes` named in the prompt that the reader finds. diversity: `within_prompt_diversity` in the reader's
-    features; dissimilarity: `within_prompt_dissimilarity` of the pictures themselves. Pictures depend on (seed, key)
-    alone.
+    features, between_prompts: `between_prompt_diversity` in them, over the products of the batch; dissimilarity:
+    `within_prompt_dissimilarity` of the pictures themselves. Pictures depend on (seed, key) alone.
 
     Args:
         judge: an RFNet with maps of its own making, of folders that no reward uses; None: not measured.
@@ -89,4 +89,5 @@ class Panel(nn.Module):
         measures["dissimilarity"] = within_prompt_dissimilarity(pictures)
         if features:
             measures["diversity"] = within_prompt_diversity(torch.stack(features))
+            measures["between_prompts"] = between_prompt_diversity(torch.stack(features))
         return measures, pictures

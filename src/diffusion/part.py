@@ -31,6 +31,8 @@ class Part(nn.Module):
         super().__init__()
         if name not in PARTS:
             raise ValueError(f"part={name}: choose one of {', '.join(PARTS)}.")
+        if not generator.control_scale and name.startswith("controlnet"):
+            raise ValueError(f"part={name} needs a ControlNet that is asked: generator.control_scale=0 leaves it out.")
         self.generator, self.name = generator.requires_grad_(False).eval(), name
         self.lora = name.endswith("_lora")
         self.names = ("text_encoder", "unet", "controlnet") if name == "all" else (name.removesuffix("_lora"),)
@@ -40,8 +42,9 @@ class Part(nn.Module):
                 inject_adapter_in_model(config, module)
             else:
                 module.requires_grad_(True)
-        self.wide: dict[str, Tensor] = {}  # of `halve`: frozen weights as they were
-        self.copies: dict[str, Any] = {}  # and nets in bfloat16, by their names
+        self.wide: dict[str, Tensor] = {}  # of `halve`: frozen weights as they were,
+        self.copied: tuple[str, ...] = ()  # the nets that stay float32,
+        self.copies: dict[str, Any] = {}  # and these in bfloat16, from the first `quick` on
 
     def modules_trained(self) -> list[Any]:
         return [getattr(self.generator, name) for name in self.names]
@@ -76,10 +79,9 @@ class Part(nn.Module):
 
         `precise`: UNet and ControlNet stay float32, for a step in float32; only `quick` has them in bfloat16.
         """
-        wide = ("unet", "controlnet") if precise else () if self.lora else self.names
-        self.copies = {name: deepcopy(getattr(self.generator, name)).bfloat16() for name in wide}
+        self.copied = ("unet", "controlnet") if precise else () if self.lora else self.names
         for name, weight in self.generator.named_parameters():
-            if not weight.requires_grad and weight.dtype == torch.float32 and name.partition(".")[0] not in wide:
+            if not weight.requires_grad and weight.dtype == torch.float32 and name.partition(".")[0] not in self.copied:
                 self.wide[name] = weight.data.cpu()
                 weight.data = weight.data.bfloat16()
 
@@ -88,18 +90,22 @@ class Part(nn.Module):
         weights = dict(self.generator.named_parameters())
         for name, wide in self.wide.items():
             weights[name].data = wide.to(weights[name].device)
-        self.wide, self.copies = {}, {}
+        self.wide, self.copied, self.copies = {}, (), {}
 
     @contextmanager
     def quick(self) -> Iterator[None]:
         """For calls without gradient: after `halve`, all of the generator is within it in bfloat16, as of now.
 
-        The copies are written each time: milliseconds beside a rollout, and fused optimizers tell of no change.
+        Nets with trained weights are copied each time: milliseconds beside a rollout, and fused optimizers tell of no
+        change.
         """
-        now = {name: getattr(self.generator, name) for name in self.copies}
+        now = {name: getattr(self.generator, name) for name in self.copied}
         for name, net in now.items():
-            for old, new in zip(self.copies[name].parameters(), net.parameters(), strict=True):
-                old.data.copy_(new.data)
+            if name not in self.copies:
+                self.copies[name] = deepcopy(net).bfloat16()
+            elif name in self.names:
+                for old, new in zip(self.copies[name].parameters(), net.parameters(), strict=True):
+                    old.data.copy_(new.data)
         self._set(self.copies)
         try:
             yield

@@ -39,8 +39,8 @@ def recurrent(
 ) -> Iterator[tuple[Job, bool]]:
     """Each product with whether its picture was accepted, in the order in which they are done.
 
-    A picture is accepted if its value is at least `threshold`; attempt n of a product paints with (seed + n, its key),
-    whatever its neighbours. A product whose attempts are spent leaves with the best of them.
+    A picture is accepted if its value is at least `threshold`; attempt n of a product paints from its key and
+    `attempt_seed(seed, n)`, whatever its neighbours. A product whose attempts are spent leaves with the best of them.
     """
     if attempts < 1 or batch_size < 1:
         raise ValueError(f"attempts={attempts} and batch_size={batch_size} must be at least 1.")
@@ -51,7 +51,7 @@ def recurrent(
             return
         batch = moved(to_float(collate([job.record for job in slots])), device)
         with torch.no_grad():
-            pictures = generator.sample(generator.encode(batch, [seed + job.attempts for job in slots]))
+            pictures = generator.sample(generator.encode(batch, [attempt_seed(seed, job.attempts) for job in slots]))
             values = reward(pictures, {name: batch[name] for name in reward.fields}).value.tolist()
         for job, picture, value in zip(slots, pictures.cpu(), values, strict=True):
             if not job.values or value > max(job.values):
@@ -60,6 +60,11 @@ def recurrent(
         done = [job for job in slots if job.values[-1] >= threshold or job.attempts >= attempts]
         slots = [job for job in slots if not (job.values[-1] >= threshold or job.attempts >= attempts)]
         yield from ((job, job.values[-1] >= threshold) for job in done)
+
+
+def attempt_seed(seed: int, attempt: int) -> int:
+    """The generator's seed of an attempt, counted from 0; other seeds share none of them."""
+    return (seed << 32) + attempt
 
 
 def moved(batch: Batch, device: torch.device | str) -> Batch:

@@ -1,4 +1,4 @@
-"""How different the pictures are that a generator paints for one prompt."""
+"""How different the pictures are that a generator paints, for one prompt and from prompt to prompt."""
 
 from itertools import combinations
 
@@ -18,6 +18,17 @@ def within_prompt_diversity(features: Tensor) -> Tensor:
     cosines = torch.einsum("ipw,jpw->pij", unit, unit)
     tries = len(features)
     return (1 - cosines).sum(dim=(1, 2)) / (tries * (tries - 1))  # the diagonal adds 0
+
+
+def between_prompt_diversity(features: Tensor) -> Tensor:
+    """Mean cosine distance of each prompt's picture from the other prompts', (prompts,) in [0, 2]; 0: all alike.
+
+    features: (tries, prompts, width); tries are compared each in itself. NaN where there is one prompt only.
+    """
+    unit = F.normalize(features, dim=2)
+    cosines = torch.einsum("ipw,iqw->pq", unit, unit) / len(features)
+    prompts = features.shape[1]
+    return (1 - cosines).sum(dim=1) / (prompts - 1) if prompts > 1 else features.new_full((1,), torch.nan)
 
 
 def within_prompt_dissimilarity(pictures: Tensor) -> Tensor:

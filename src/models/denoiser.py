@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from src.data.batch import Batch
-from src.diffusion.generator import Generator, outline
+from src.diffusion.generator import Generator
 from src.diffusion.keyed import keyed, keyed_noise
+from src.diffusion.outline import outline
 from src.diffusion.sheet import draw_pictures
 from src.models.tuner import Tuner, squared
 
@@ -34,7 +35,7 @@ class Denoiser(Tuner):
 
     fields = frozenset({"image", "product", "prompt"})
     targets = frozenset({"image"})
-    card: ClassVar = {
+    about: ClassVar = {
         "use": "Painting backgrounds around products like those of its training data; tuning it with a reward.",
         "limits": "It knows the pictures below and no others: no photographs, no prompts of other words.",
         "load": "from src.diffusion.generator import load_generator\n\n"

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from src.checkpoint import fingerprint
 from src.data.batch import Batch
 from src.diffusion.generator import Generator
 from src.diffusion.panel import Panel
@@ -31,6 +32,9 @@ class MeasuredTuner(Tuner):
         super().__init__(generator, *tuner)
         self.panel, self.reward, self.tuned = panel, reward, False
         self.shown: dict[str, list[tuple[Tensor, str]]] = {}  # pictures and prompts, by split
+
+    def stands_on(self) -> dict[str, str]:
+        return super().stands_on() | {"reward": fingerprint(self.reward)}
 
     def validation_step(self, batch: Batch) -> None:
         self._measure("val", batch)

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from src.data.batch import Batch
 from src.diffusion.generator import Conditions, Generator
@@ -19,7 +18,7 @@ from src.diffusion.part import PARTS
 from src.diffusion.regularizers import Regularizer
 from src.diffusion.steps import StepPolicy, Window
 from src.diffusion.views import Views
-from src.metrics.gradients import flat_gradient
+from src.metrics.gradients import compared, flat_gradient
 from src.models.measured import MeasuredTuner
 from src.rewards.base import Reward, Score
 
@@ -31,7 +30,8 @@ class RFFT(MeasuredTuner):
 
     A rollout without gradient leads to a late step; there the noise is predicted once more with gradient, the picture
     estimated (x0-hat), decoded, the product pasted, and shown to the reward. Regularizer and reference see the same
-    latents: the rollout's own, after the inpainting blend.
+    latents: the rollout's own, after the inpainting blend. (The article forms x0-hat from x_{t+1} and writes CC and KL
+    at x_t: here one latent, that of x0-hat, and one forward pass serve all.)
 
     Args:
         panel: who measures what is painted for validation and test products.
@@ -53,7 +53,7 @@ class RFFT(MeasuredTuner):
         rank, ema, lr, weight_decay, warmup, schedule: see `Tuner`.
     """
 
-    card: ClassVar = {
+    about: ClassVar = {
         "use": "Painting backgrounds around products, as the generator that it was tuned from.",
         "limits": "Tuned to please one reward: look at the pictures and at the judge's opinion, not at the reward's.",
         "load": "from src.diffusion.generator import load_generator\n\n"
@@ -100,6 +100,14 @@ class RFFT(MeasuredTuner):
             for net in (generator.unet, generator.controlnet, generator.vae):
                 net.enable_gradient_checkpointing()
 
+    @property
+    def card(self) -> dict[str, str]:
+        reward, regularizer = type(self.reward).__name__, type(self.regularizer).__name__
+        what = (
+            f"{self.net.origin or 'A generator'}, its {self.part.name} tuned by RFFT: the reward is {reward}, held by "
+        )
+        return super().card | {"what": f"{what}{regularizer} with beta {self.regularizer.beta:g}."}
+
     def training_step(self, batch: Batch) -> Tensor:
         step = self.trainer.global_step
         first, self.begun = step != self.begun, step  # the first of the batches accumulated in a step
@@ -119,12 +127,12 @@ class RFFT(MeasuredTuner):
     def compare(self, reward: Tensor, penalty: Tensor, step: int) -> None:
         """Logs the norms of both gradients at this optimizer step, and their cosine if there are two."""
         weights = [*self.part.weights().values()]
-        pull = flat_gradient(reward, weights)
-        found = {"grad/reward_norm": float(pull.norm())}
+        found: dict[str, float] = {}
         if self.regularizer.beta:
-            hold = flat_gradient(penalty, weights)
-            cosine = float(cosine_similarity(pull, hold, dim=0))
-            found |= {"grad/regularizer_norm": float(hold.norm()), "grad/cosine": cosine}
+            names = ("grad/reward_norm", "grad/regularizer_norm", "grad/cosine")
+            found |= zip(names, compared(reward, penalty, weights), strict=True)
+        else:
+            found["grad/reward_norm"] = float(flat_gradient(reward, weights).norm())
         for logger in self.loggers:
             logger.log_metrics(found, step)
 
@@ -144,7 +152,7 @@ class RFFT(MeasuredTuner):
         penalty, clean = x.new_zeros(len(x)), x
         for i in range(window.start, window.stop):
             with torch.autocast(x.device.type, enabled=False) if self.precise else nullcontext():
-                text, uncond = tuned = self.net.noise(x, i, conditions)
+                text, uncond = tuned = self.noise(x, i, conditions)
                 if self.regularizer.beta:
                     with torch.no_grad(), self.part.reference():
                         reference = self.net.noise(x, i, conditions)
@@ -161,6 +169,16 @@ class RFFT(MeasuredTuner):
         chances = [keyed(seed, f"{key} view {window.start}") for key in batch["key"]]
         views = self.views(self.net.picture(clean, conditions), seen, chances)
         return self.reward(*views), penalty / (window.stop - window.start)
+
+    def noise(self, x: Tensor, i: int, conditions: Conditions) -> tuple[Tensor, Tensor]:
+        """(text, uncond) with gradient, as far as guidance and regularizer need it: without guidance both are text."""
+        if self.guidance_gradient == "both" or self.regularizer.beta:
+            return self.net.noise(x, i, conditions)
+        text = self.net.noise_of("text", x, i, conditions)
+        if self.guidance_gradient == "off":
+            return text, text
+        with torch.no_grad():
+            return text, self.net.noise_of("uncond", x.detach(), i, conditions)
 
     def losses(self, score: Score, penalty: Tensor) -> tuple[Tensor, Tensor]:
         """F_AC, or its shaped form, and the mean penalty."""

@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from src.checkpoint import fingerprint, licence_of
 from src.diffusion.generator import Generator
 from src.diffusion.part import Part
 from src.models.schedule import adamw
@@ -26,6 +27,7 @@ class Tuner(L.LightningModule):
     """
 
     precise = False  # whether the step with gradient is computed in float32 under bf16-mixed too
+    about: Mapping[str, str] = {}  # texts of the model card
 
     def __init__(
         self,
@@ -41,7 +43,7 @@ class Tuner(L.LightningModule):
         super().__init__()
         if ema is not None and not 0 < ema < 1:
             raise ValueError(f"ema={ema} must be between 0 and 1, or null.")
-        self.part, self.ema = Part(generator, part, rank), ema
+        self.part, self.ema, self.base = Part(generator, part, rank), ema, {}
         self.average = nn.ParameterList(
             nn.Parameter(weight.detach().clone(), requires_grad=False)
             for weight in (self.part.weights().values() if ema else ())
@@ -51,6 +53,31 @@ class Tuner(L.LightningModule):
     @property
     def net(self) -> Generator:
         return self.part.generator
+
+    @property
+    def card(self) -> dict[str, str]:
+        """Texts of the model card; the licence is that of the weights that training began from."""
+        return {**self.about, **({"licence": licence_of(self.net.origin)} if self.net.origin else {})}
+
+    def stands_on(self) -> dict[str, str]:
+        """Hashes of what a state does not hold but builds on, by name; of the generator without adapters."""
+        return {"generator": fingerprint(self.net, self.part.weights() if self.part.lora else ())}
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.base = self.stands_on()  # before a state is loaded, and before the first step
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["base"] = self.base
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises ValueError if the generator, or what else it is trained by, has other weights than it had then."""
+        known = checkpoint.get("base", {})
+        if changed := [name for name, now in self.base.items() if known.get(name, now) != now]:
+            raise ValueError(
+                f"the state was trained with another {' and another '.join(changed)}: their folders have other weights "
+                "by now."
+            )
 
     def configure_optimizers(self) -> Any:
         return adamw(self, self.lr, self.weight_decay, self.warmup, self.schedule)

@@ -13,7 +13,8 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from src.build import build
 from src.config import compose
 from src.diffusion.fresh import fresh_controlnet
-from src.diffusion.generator import load_generator, outline
+from src.diffusion.generator import load_generator
+from src.diffusion.outline import outline
 from tests.diffusion import tiny
 
 
@@ -100,6 +101,18 @@ def test_a_rollout_may_be_cut_in_two_and_leaves_the_controlnet_as_it_was():
         by_hand = generator.step(half, generator.guide(*plain), 3, conditions)
         torch.testing.assert_close(generator.rollout(conditions, 4, 3, half), by_hand)
     assert generator.controlnet.controlnet_cond_embedding is embedding
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_one_branch_alone_is_that_of_both(prediction):
+    generator = tiny.generator(prediction=prediction)
+    conditions = generator.encode(tiny.ads(3))
+    with torch.no_grad():
+        both = generator.noise(conditions.noise, 2, conditions)
+        for branch, whole in zip(("text", "uncond"), both, strict=True):
+            alone = generator.noise_of(branch, conditions.noise, 2, conditions)
+            torch.testing.assert_close(alone, whole, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(*both, atol=1e-3)
 
 
 def test_a_picture_depends_on_seed_and_key_not_on_its_neighbours():

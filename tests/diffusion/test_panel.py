@@ -7,7 +7,7 @@ import torch
 
 from src.checkpoint import load
 from src.diffusion.panel import Panel
-from src.metrics.diversity import within_prompt_dissimilarity, within_prompt_diversity
+from src.metrics.diversity import between_prompt_diversity, within_prompt_dissimilarity, within_prompt_diversity
 from src.rewards.rfnet import RFNetReward
 from tests.diffusion import tiny
 from tests.models.test_reader import TINY as READER
@@ -47,6 +47,7 @@ def test_its_measures_are_its_members_over_the_tries(folders):
     assert float(measures["attribute_accuracy"][1]) == pytest.approx(float(walls[:, 1].mean()))
     assert measures["attribute_accuracy"][2].isnan()  # its prompt names nothing
     torch.testing.assert_close(measures["diversity"], within_prompt_diversity(features))
+    torch.testing.assert_close(measures["between_prompts"], between_prompt_diversity(features))
     assert (measures["diversity"] > 0).all()
     only = Panel(None, folders["reader"], attributes=["light"], tries=3)(generator, batch)[0]["attribute_accuracy"]
     assert float(only[0]) == pytest.approx(float(lights[:, 0].mean()))
@@ -62,7 +63,8 @@ def test_the_pictures_are_the_same_again_and_for_a_part_of_the_batch(folders):
     part = {name: value[:1] for name, value in batch.items()}
     torch.testing.assert_close(panel(generator, part)[1], pictures[:, :1], atol=1e-5, rtol=0)
     assert not torch.allclose(pictures[0], pictures[1])
-    assert set(measures) == {"availability", "attribute_accuracy", "diversity", "dissimilarity"}
+    names = {"availability", "attribute_accuracy", "diversity", "between_prompts", "dissimilarity"}
+    assert set(measures) == names
     assert set(Panel()(generator, batch)[0]) == {"dissimilarity"}
 
 

@@ -78,6 +78,12 @@ def test_only_what_merging_changes_is_copied_and_the_part_stays_as_it_is(name):
     assert {key for key, weight in generator.named_parameters() if weight.requires_grad} == set(part.weights()) != set()
 
 
+def test_a_controlnet_that_is_left_out_is_no_part():
+    with pytest.raises(ValueError, match=r"part=controlnet_lora needs .*generator\.control_scale=0 leaves it out"):
+        Part(tiny.generator(control_scale=0.0), "controlnet_lora")
+    Part(tiny.generator(control_scale=0.0), "all")
+
+
 def test_an_unknown_part_is_refused_with_the_choices():
     with pytest.raises(ValueError, match=r"part=vae: choose one of unet, controlnet, .*, all\."):
         Part(tiny.generator(), "vae")

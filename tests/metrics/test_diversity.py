@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from src.metrics.diversity import within_prompt_dissimilarity, within_prompt_diversity
+from src.metrics.diversity import between_prompt_diversity, within_prompt_dissimilarity, within_prompt_diversity
 
 
 def test_it_is_the_mean_cosine_distance_of_pairs():
@@ -14,6 +14,17 @@ def test_it_is_the_mean_cosine_distance_of_pairs():
     assert found.tolist() == pytest.approx([4 / 3, 0], abs=1e-6)
     pair = torch.tensor([[[1.0, 0]], [[math.cos(0.5), math.sin(0.5)]]])
     assert float(within_prompt_diversity(pair)) == pytest.approx(1 - math.cos(0.5), rel=1e-5)
+
+
+def test_between_prompts_it_is_the_mean_distance_from_the_others_of_the_same_try():
+    # try 0: directions at 0, 90 and 180 degrees; try 1: all alike
+    features = torch.tensor([[[1.0, 0], [0, 2], [-3, 0]], [[1.0, 1], [2, 2], [3, 3]]])
+    assert between_prompt_diversity(features[:1]).tolist() == pytest.approx([1.5, 1, 1.5])
+    assert between_prompt_diversity(features).tolist() == pytest.approx([0.75, 0.5, 0.75])
+    assert between_prompt_diversity(features[1:]).tolist() == pytest.approx([0, 0, 0], abs=1e-6)
+    alone = between_prompt_diversity(features[:, :1])
+    assert alone.shape == (1,)
+    assert alone.isnan().all()
 
 
 def test_one_try_has_no_diversity():

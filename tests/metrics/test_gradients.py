@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from torch.nn.functional import cosine_similarity
 
-from src.metrics.gradients import flat_gradient
+from src.metrics.gradients import compared, flat_gradient
 
 
 def test_gradients_of_two_terms_by_hand():
@@ -12,7 +11,9 @@ def test_gradients_of_two_terms_by_hand():
     first, second = flat_gradient(3 * a[0] + 4 * b, [a, b]), flat_gradient((a * a).sum(), [a, b])
     assert first.tolist() == [3, 0, 4]
     assert second.tolist() == [2, 4, 0]  # b has no part in it
-    assert float(cosine_similarity(first, second, dim=0)) == pytest.approx(6 / (5 * 20**0.5))
+    found = compared(3 * a[0] + 4 * b, (a * a).sum(), [a, b])
+    assert found == pytest.approx((5, 20**0.5, 6 / (5 * 20**0.5)))
+    assert compared(3 * a[0], 0 * b, [a, b]) == (3, 0, 0)
 
 
 def test_the_graph_is_still_there_afterwards():
