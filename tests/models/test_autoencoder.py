@@ -1,5 +1,6 @@
 """The VAE: its loss, its scale, and the folder that diffusers reads."""
 
+from copy import deepcopy
 from typing import Any
 
 import lightning as L
@@ -8,8 +9,11 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from src.checkpoint import ABOUT, load, save
+from src.data.batch import Batch
 from src.fit import fit
 from src.models.autoencoder import Autoencoder, edge_difference
+from tests.diffusion import tiny
+from tests.models.stepping import Step, one_step
 from tests.models.test_denoiser import configuration, data
 
 
@@ -37,6 +41,52 @@ def test_from_nothing_residual_branches_are_silent_and_what_remains_is_straight(
     torch.testing.assert_close(shown[:, :4], features[:, :4] + wide.conv_shortcut.bias[None, :4, None, None])
     halved = net.encoder.down_blocks[1].downsamplers[0]
     torch.testing.assert_close(halved(features), features[..., 1::2, 1::2] + halved.conv.bias[None, :, None, None])
+
+
+def taught(**change: Any) -> tuple[Any, Batch, Step, dict[str, Any]]:
+    """The net before a step, ads, the step, and in it the pictures encoded and the latents drawn."""
+    L.seed_everything(0, verbose=False)
+    system, batch, found = autoencoder(**change), tiny.ads(8, size=16), {}
+    batch["image"] = torch.rand(8, 3, 16, 16)
+    net = deepcopy(system.net)
+    system.net.encoder.register_forward_pre_hook(lambda _, args: found.update(pictures=args[0] / 2 + 0.5))
+    system.net.post_quant_conv.register_forward_pre_hook(lambda _, args: found.update(latents=args[0]))
+    return net, batch, one_step(system, batch), found
+
+
+def test_the_loss_is_reconstruction_and_edges_and_divergence():
+    net, _, step, found = taught(edge_weight=3.0, kl_weight=0.02)
+    with torch.no_grad():
+        pictures, latents = found["pictures"], found["latents"]
+        mean, log_variance = net.quant_conv(net.encoder(2 * pictures - 1)).chunk(2, dim=1)
+        kl = (mean**2 + log_variance.exp() - 1 - log_variance).flatten(1).sum(dim=1).mean() / 2
+        wrong = net.decoder(net.post_quant_conv(latents)) / 2 + 0.5 - pictures
+        across, down = wrong[..., 1:] - wrong[..., :-1], wrong[..., 1:, :] - wrong[..., :-1, :]
+        l1, edges = wrong.abs().mean(), (across.abs().mean() + down.abs().mean()) / 2
+    assert float(((latents - mean) / (log_variance / 2).exp()).std()) == pytest.approx(1, abs=0.1)  # 512 of them
+    assert step.loss == pytest.approx(float(l1 + 3 * edges + 0.02 * kl), rel=1e-5)
+    for name, value in (("l1", l1), ("edges", edges), ("kl", kl)):
+        assert float(step.logged[f"train/{name}"]) == pytest.approx(float(value), rel=1e-5)
+
+
+@pytest.mark.parametrize(("products", "kinds"), [(0.0, {False}), (0.5, {False, True}), (1.0, {True})])
+def test_a_share_of_pictures_is_the_product_alone_on_white(products, kinds):
+    _, batch, _, found = taught(products=products)
+    white = torch.where(batch["product"][:, 3:] > 0, batch["product"][:, :3], 1.0)  # alpha is 0 or 1
+    known = {
+        (alone, turned): true.flip(-1) if turned else true
+        for alone, true in ((False, batch["image"]), (True, white))
+        for turned in (False, True)
+    }
+    told = [
+        key
+        for row, picture in enumerate(found["pictures"])
+        for key, true in known.items()
+        if torch.allclose(picture, true[row], atol=1e-5)
+    ]
+    assert len(told) == 8
+    assert {alone for alone, _ in told} == kinds
+    assert {turned for _, turned in told} == {False, True}
 
 
 def test_a_run_learns_scales_its_latents_and_ends_in_a_folder_of_diffusers(tmp_path):

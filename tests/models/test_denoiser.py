@@ -6,16 +6,20 @@ import lightning as L
 import pytest
 import torch
 from diffusers.pipelines.controlnet.pipeline_controlnet_inpaint import StableDiffusionControlNetInpaintPipeline
+from torch import Tensor
 
 from src.checkpoint import load
+from src.data.batch import Batch
 from src.data.module import AdData
 from src.data.showroom.world import Showroom
-from src.diffusion.generator import load_generator, outline
+from src.diffusion.generator import load_generator
+from src.diffusion.outline import outline
 from src.fit import fit
 from src.models.denoiser import Denoiser
 from src.models.tuner import Tuner
 from tests.diffusion import tiny
 from tests.models.resuming import resumed
+from tests.models.stepping import QUIET, one_step
 
 
 def denoiser(prediction: str = "epsilon", **change: Any) -> Denoiser:
@@ -64,29 +68,108 @@ def test_a_picture_is_encoded_once_for_each_side_it_is_seen_from():
     assert not denoiser().kept
 
 
-def test_the_average_follows_the_weights_and_is_what_is_validated_and_shipped(tmp_path):
+def asked(**shares: float) -> tuple[Denoiser, Batch, dict[str, Any]]:
+    """A system, ads, and the clean latents, words and outlines of one training step on them."""
+    found: dict[str, Any] = {}
+
+    class Seen(Denoiser):
+        def loss(self, clean: Tensor, noise: Tensor, t: Tensor, *rest: Any) -> Tensor:
+            found.update(clean=clean)
+            return super().loss(clean, noise, t, *rest)
+
+    L.seed_everything(0, verbose=False)
+    plain: Any = {"prompt_dropout": 0.0, "edge_dropout": 0.0, "flip": 0.0}
+    system = Seen(tiny.generator(negative_prompt="blurry"), part="unet", **plain | shares)
+    system.net.text_encoder.register_forward_pre_hook(lambda _, args: found.update(words=args[0]))
+    system.net.controlnet.register_forward_pre_hook(
+        lambda _, args, named: found.update(edges=named["controlnet_cond"]), with_kwargs=True
+    )
+    batch = tiny.ads(8) | {"image": torch.rand(8, 3, tiny.SIZE, tiny.SIZE)}
+    one_step(system, batch)
+    return system, batch, found
+
+
+@pytest.mark.parametrize(("share", "kinds"), [(0.0, {False}), (0.5, {False, True}), (1.0, {True})])
+def test_a_share_of_rows_is_turned_unprompted_or_without_outline(share, kinds):
+    system, batch, found = asked(flip=share)
+    edges, straight = outline(batch["product"]), system.net.latents(batch["image"])
+    turned = [not torch.allclose(*pair, atol=1e-4) for pair in zip(found["clean"], straight, strict=True)]
+    assert set(turned) == kinds
+    mirrored = system.net.latents(batch["image"].flip(-1))
+    for row, other in enumerate(turned):  # picture and outline alike
+        torch.testing.assert_close(found["clean"][row], (mirrored if other else straight)[row], atol=1e-4, rtol=0)
+        assert torch.equal(found["edges"][row], edges[row].flip(-1) if other else edges[row])
+
+    system, batch, found = asked(prompt_dropout=share)
+    long: Any = {"padding": "max_length", "max_length": tiny.WORDS, "return_tensors": "pt"}
+    own, none = (system.net.tokenizer(prompts, **long).input_ids for prompts in (batch["prompt"], ["blurry"] * 8))
+    silent = [torch.equal(*pair) for pair in zip(found["words"], none, strict=True)]
+    assert set(silent) == kinds
+    assert all(silent[row] or torch.equal(found["words"][row], own[row]) for row in range(8))
+
+    _, batch, found = asked(edge_dropout=share)
+    bare = [not row.any() for row in found["edges"]]
+    assert set(bare) == kinds
+    assert all(bare[row] or torch.equal(found["edges"][row], edges[row]) for row in range(8))
+
+
+def test_a_step_draws_from_all_the_timesteps_of_the_schedule_alike():
+    drawn: list[Tensor] = []
+
+    class Seen(Denoiser):
+        def loss(self, clean: Tensor, noise: Tensor, t: Tensor, prompts: list[str], edges: Tensor) -> Tensor:
+            drawn.append(t)
+            return super().loss(clean[:1], noise[:1], t[:1], prompts[:1], edges[:1])  # the others would cost seconds
+
+    L.seed_everything(0, verbose=False)
+    one_step(Seen(tiny.generator(), part="unet"), tiny.ads(10_000, 8) | {"image": torch.rand(10_000, 3, 8, 8)})
+    (t,) = drawn
+    assert (int(t.min()), int(t.max())) == (0, 999)  # either is missed once in 22 000 times
+    counts = torch.histc(t.float(), bins=10, min=0, max=1000)
+    assert 850 < counts.min() <= counts.max() < 1150  # 1000, give or take 30
+
+
+def test_the_average_follows_the_weights_and_is_what_is_validated_and_shipped():
     system = denoiser(ema=0.5, lr=1e-2)
-    raw = {}
+    raw, validated, back = {}, {}, {}
+
+    def keep(there: dict[int, list[Tensor]], step: int) -> None:
+        there[step] = [weight.detach().clone() for weight in system.part.weights().values()]
 
     class Watch(L.Callback):
-        def on_train_batch_end(self, trainer, pl_module, *_):
-            raw[trainer.global_step] = [weight.detach().clone() for weight in pl_module.part.weights().values()]
+        def on_train_batch_start(self, trainer, *_):
+            keep(back, trainer.global_step)
+
+        def on_train_batch_end(self, trainer, *_):
+            keep(raw, trainer.global_step)
+
+        def on_validation_batch_start(self, trainer, *_):
+            keep(validated, trainer.global_step)
+
+        def on_train_end(self, trainer, *_):
+            keep(back, trainer.global_step)
 
     start = [weight.detach().clone() for weight in system.part.weights().values()]
-    trainer = L.Trainer(
-        accelerator="cpu", max_steps=6, limit_val_batches=1, callbacks=[Watch()], logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-    )  # fmt: skip
-    names = list(system.part.weights())
-    trainer.fit(system, data())
-    mean = start
+    watched: dict[str, Any] = {"max_steps": 6, "val_check_interval": 2, "limit_val_batches": 1, "callbacks": [Watch()]}
+    L.Trainer(**QUIET | watched).fit(system, data())
+    mean, means = start, {}
     for step in range(1, 7):
         decay = min(0.5, step / (9 + step))
-        mean = [torch.lerp(old, new, 1 - decay) for old, new in zip(mean, raw[step], strict=True)]
-    shipped = dict(system.net.named_parameters())
-    for name, expected in zip(names, mean, strict=True):
-        torch.testing.assert_close(shipped[name].detach(), expected, rtol=1e-4, atol=1e-6)
-    assert any(not torch.allclose(a, b) for a, b in zip(raw[6], mean, strict=True))
+        mean = means[step] = [torch.lerp(old, new, 1 - decay) for old, new in zip(mean, raw[step], strict=True)]
+    keep(shipped := {}, 6)
+    assert list(validated) == [2, 4, 6]
+    for step, weights in [*validated.items(), *shipped.items()]:
+        for weight, expected in zip(weights, means[step], strict=True):
+            torch.testing.assert_close(weight, expected, rtol=1e-4, atol=1e-6)
+    for step in (2, 4, 6):
+        assert any(not torch.allclose(a, b) for a, b in zip(raw[step], means[step], strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(raw[step], back[step], strict=True))
+
+
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true"])
+def test_a_precision_that_would_round_the_trained_weights_is_refused(precision):
+    with pytest.raises(ValueError, match=rf"trainer\.precision={precision}: trained weights stay float32"):
+        one_step(denoiser(), next(iter(data().batches("train"))), precision=precision)
 
 
 def train(out, part, resume=False):

@@ -11,13 +11,14 @@ import lightning as L
 import pytest
 import torch
 from diffusers.pipelines.controlnet.pipeline_controlnet_inpaint import StableDiffusionControlNetInpaintPipeline
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from src.data.batch import Batch
 from src.data.module import AdData
 from src.data.showroom.world import Showroom
-from src.diffusion.generator import load_generator
+from src.diffusion.generator import Generator, load_generator
 from src.diffusion.panel import Panel
 from src.diffusion.regularizers import KL, ConsistentCondition, NoRegularizer, Regularizer
 from src.diffusion.steps import LastK, LateRandom, RandomTruncation, StepPolicy, Window
@@ -25,9 +26,11 @@ from src.diffusion.views import Views
 from src.fit import fit
 from src.models.rfft import RFFT
 from src.rewards.base import Reward, Score
+from src.rewards.mix import Mix
 from src.rewards.rfnet import RFNetReward
 from tests.diffusion import tiny
 from tests.models.resuming import resumed
+from tests.models.stepping import QUIET, batches, one_step
 from tests.models.test_denoiser import configuration
 from tests.rewards import tiny as nets
 
@@ -86,29 +89,40 @@ def data() -> AdData:
 
 @pytest.mark.parametrize("part", TUNED)
 @pytest.mark.parametrize(
-    ("precision", "beta", "precise"),
-    [("32-true", 0.5, True), ("bf16-mixed", 0.5, True), ("bf16-mixed", 0.5, False), ("bf16-mixed", 0.0, True)],
+    ("precision", "beta", "precise", "steps"),
+    [
+        ("32-true", 0.5, True, LateRandom(1 / 3)),
+        ("bf16-mixed", 0.5, True, LateRandom(1 / 3)),
+        ("bf16-mixed", 0.5, False, LateRandom(1 / 3)),
+        ("bf16-mixed", 0.0, True, LateRandom(1 / 3)),
+        ("bf16-mixed", 0.0, True, LateRandom(0.5, draws=2)),
+        ("bf16-mixed", 0.0, True, LastK(2)),
+    ],
 )
-def test_every_trained_weight_gets_a_gradient_and_no_frozen_one_does(part, precision, beta, precise):
+def test_every_trained_weight_gets_a_gradient_and_no_frozen_one_does(part, precision, beta, precise, steps):
     system = shaken(
-        rfft(ConsistentCondition(beta), part=part, precise=precise, gradients_every=0, lr=1e-4, views=Views(1))
+        rfft(ConsistentCondition(beta), steps, part=part, precise=precise, gradients_every=0, lr=1e-4, views=Views(1))
     )
-    seen: dict[str, Tensor | None] = {}
-    frozen = [name for name, weight in system.named_parameters() if not weight.requires_grad]
-
-    class Watch(L.Callback):
-        def on_after_backward(self, trainer, pl_module):
-            seen.update({name: weight.grad for name, weight in pl_module.named_parameters()})
-
-    L.Trainer(
-        accelerator="cpu", precision=precision, max_steps=1, callbacks=[Watch()], logger=False, limit_val_batches=0,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    ).fit(system, data())  # fmt: skip
+    trained = {name for name, weight in system.named_parameters() if weight.requires_grad}
+    assert 0 < len(trained) < len(list(system.parameters()))
+    gradients = one_step(system, ads(), precision=precision).gradients
     assert all(weight.dtype == torch.float32 for weight in system.net.parameters())
-    dead = [name for name in seen if name not in frozen and (seen[name] is None or not float(seen[name].abs().max()))]  # type: ignore[union-attr]
-    assert not dead
-    assert len(seen) > len(frozen)
-    assert all(seen[name] is None for name in frozen)
+    assert gradients.keys() == trained
+    assert not [name for name, gradient in gradients.items() if not float(gradient.abs().max())]
+
+
+@pytest.mark.parametrize("part", ["controlnet", "unet_lora"])
+@pytest.mark.parametrize("steps", [LateRandom(0.5, draws=2), LastK(2)], ids=lambda p: type(p).__name__)
+def test_the_gradient_of_several_steps_under_bf16_is_that_of_float32(part, steps):
+    """Rollouts in between, without gradient and on copies in bfloat16, hide none of it."""
+    exact, near = {}, {}
+    for precision, found in (("32-true", exact), ("bf16-mixed", near)):
+        torch.manual_seed(0)  # of the adapters
+        system = shaken(rfft(NoRegularizer(), steps, part=part, gradients_every=0))
+        found |= one_step(system, ads(), precision=precision).gradients
+    for name, gradient in exact.items():
+        assert float(near[name].norm() / gradient.norm()) == pytest.approx(1, abs=0.2)
+        assert float(torch.cosine_similarity(near[name].flatten(), gradient.flatten(), dim=0)) > 0.9
 
 
 @pytest.mark.parametrize("part", ["unet", "controlnet_lora"])
@@ -197,6 +211,55 @@ def test_both_models_see_the_rollouts_own_latents_and_the_reference_leaves_no_tr
     value, mean = system.losses(score, penalty)
     torch.testing.assert_close(value, -score.value.mean())
     assert float(mean) == (len(steps) + 1) / 2
+
+
+class At(StepPolicy):
+    """These very steps, each alone."""
+
+    def __init__(self, *starts: int) -> None:
+        self.starts = starts
+
+    def __call__(self, num_steps: int, chance: torch.Generator | None = None) -> list[Window]:
+        return [Window(start, start + 1) for start in self.starts]
+
+
+def by_hand(system: RFFT, batch: Batch, *starts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean reward and mean CC (the paper's form) at these steps of a run's first rollout; gradients of -reward and CC.
+
+    The reference is a generator of its own, before `shaken`.
+    """
+    net, was = system.net, tiny.generator()
+    conditions = net.encode(batch, system.seed << 32)
+    rewards, penalties = [], []
+    for i in starts:
+        with torch.no_grad():
+            x = net.rollout(conditions, i)
+            text0, uncond0 = was.noise(x, i, conditions)
+        text, uncond = net.noise(x, i, conditions)
+        a = net.alpha_bars[i]
+        clean = (x - (1 - a) ** 0.5 * (uncond + 7.5 * (text - uncond))) / a**0.5
+        moved = (text - uncond - text0 + uncond0) / (1 - a) ** 0.5
+        rewards.append(system.reward(net.picture(clean, conditions), batch).value)
+        penalties.append(moved.flatten(1).norm(dim=1))
+    reward, penalty = torch.cat(rewards).mean(), torch.cat(penalties).mean()
+    weights = list(system.part.weights().values())
+    pull, hold = (
+        torch.cat([part.flatten() for part in torch.autograd.grad(term, weights, retain_graph=True)])
+        for term in (-reward, penalty)
+    )
+    return reward.detach(), penalty.detach(), pull, hold
+
+
+@pytest.mark.parametrize("part", ["controlnet", "unet_lora"])
+@pytest.mark.parametrize(("beta", "starts"), [(0.01, [2]), (0.04, [2]), (0.04, [1, 3])])
+def test_a_step_applies_the_gradient_of_minus_the_reward_and_beta_times_the_penalty(part, beta, starts):
+    torch.manual_seed(0)  # of the adapters
+    system, batch = shaken(rfft(ConsistentCondition(beta), At(*starts), part=part, seed=3)), ads()
+    reward, penalty, pull, hold = by_hand(system, batch, *starts)
+    step = one_step(system, batch)
+    assert step.loss == pytest.approx(float(-reward + beta * penalty), rel=1e-5)
+    gradient = torch.cat([part.flatten() for part in step.gradients.values()])
+    assert float((gradient - pull - beta * hold).norm()) < 1e-3 * float(min(pull.norm(), beta * hold.norm()))
 
 
 def test_a_judge_is_no_reward_and_all_is_no_part():
@@ -378,6 +441,31 @@ def test_gradients_of_both_terms_are_logged_at_their_step(regularizer, tmp_path)
         assert "grad/cosine" not in rows[0]
 
 
+def test_a_run_logs_reward_parts_penalty_and_gradients_and_shows_its_pictures(tmp_path):
+    reward = Mix({"red": Redness()}, {"red": 2.0})
+    system = shaken(rfft(ConsistentCondition(0.02), At(2), part="unet", reward=reward, gradients_every=1))
+    value, penalty, pull, hold = by_hand(system, ads(), 2)
+    expected = {
+        "train/reward": value,
+        "train/reward_red/value": value / 2,
+        "train/reward_red/redness": value / 2,
+        "train/regularizer": penalty,
+        "grad/reward_norm": pull.norm(),
+        "grad/regularizer_norm": 0.02 * hold.norm(),
+        "grad/cosine": pull @ hold / pull.norm() / hold.norm(),
+    }
+    logger = TensorBoardLogger(tmp_path, name="", version="logs")
+    options: dict[str, Any] = {"logger": logger, "log_every_n_steps": 1, "max_steps": 1, "default_root_dir": tmp_path}
+    L.Trainer(**QUIET | options).fit(system, batches(ads()), batches(ads()))
+    events = EventAccumulator(str(tmp_path / "logs")).Reload()
+    for tag, true in expected.items():
+        (logged,) = events.Scalars(tag)
+        assert (logged.step, logged.value) == (0, pytest.approx(float(true), rel=1e-3))
+    assert {"val/reward", "val/dissimilarity"} < {*events.Tags()["scalars"]}
+    (shown,) = events.Images("val/pictures")
+    assert (shown.step, shown.width, shown.height) == (1, 2 * tiny.SIZE, tiny.SIZE)
+
+
 def test_the_loss_is_the_mean_over_the_views():
     batch, window = ads(), Window(4, 5)
     plain = rfft(part="unet", views=Views(0))
@@ -423,6 +511,26 @@ def test_a_run_raises_the_reward_and_ends_in_a_folder_of_diffusers(part, regular
     StableDiffusionControlNetInpaintPipeline.from_pretrained(tmp_path / "checkpoint")
 
 
+@pytest.mark.parametrize("part", ["unet", "unet_lora"])
+def test_the_test_measures_the_generator_that_is_saved_and_beside_it_the_one_that_it_was(part, tmp_path):
+    config = configuration(tmp_path, model={"_target_": "src.models.rfft.RFFT", "generator": {}})
+    config["trainer"] |= {"limit_val_batches": 0, "max_steps": 2}
+    torch.manual_seed(0)  # of the adapters
+    system = rfft(part=part, lr=0.02)
+    metrics = fit(system, data(), config)
+
+    def reward(generator: Generator) -> float:
+        """Of two tries from the panel's first seed on, at the two test products."""
+        (batch,) = data().batches("test")
+        tries = [generator.sample(generator.encode(batch, (1 << 62) + number)) for number in (0, 1)]
+        return float(torch.cat([Redness()(images, batch).value for images in tries]).mean())
+
+    saved = load_generator(tmp_path / "checkpoint", **system.net.settings)
+    assert metrics["test/before_reward"] == pytest.approx(reward(tiny.generator()), rel=1e-5)
+    assert metrics["test/reward"] == pytest.approx(reward(saved), rel=1e-5)
+    assert abs(metrics["test/reward"] - metrics["test/before_reward"]) > 1e-4
+
+
 def test_a_measure_that_a_product_lacks_counts_for_those_that_have_it():
     class Followed(Panel):
         told: ClassVar = {"a0": 1.0, "a3": 0.5}
@@ -458,7 +566,8 @@ def test_a_run_without_a_test_ends_in_its_folder_too(tmp_path):
 )
 def test_a_broken_run_resumes_to_the_weights_of_an_unbroken_one(part, precision, tmp_path, monkeypatch):
     def run(name: str, resume: bool) -> Any:
-        return train(tmp_path / name, part=part, resume=resume, precision=precision)
+        steps = LateRandom(2 / 3, 2)  # of 6 steps it draws two of four
+        return train(tmp_path / name, part=part, resume=resume, precision=precision, steps=steps)
 
     _, whole = run("whole", False)
     _, system = resumed(RFFT, lambda resume: run("broken", resume), monkeypatch)
