@@ -57,6 +57,17 @@ def test_the_demo_is_the_run_that_was_measured() -> None:
         )
 
 
+def test_what_tuning_saves_in_attempts_is_what_was_measured() -> None:
+    measured = json.loads(Path("benchmarks/results/generate.json").read_text(encoding="utf-8"))
+    text = Path("README.md").read_text(encoding="utf-8")
+    for title, when in (("shipped", "before"), ("tuned", "after")):
+        (cells,) = re.findall(rf"^\| {title} \| (.+) \|$", text, re.M)
+        rates, found = measured[when]["available_rate"], measured[when]
+        told = [*(rates[n - 1] for n in (1, 2, 4, 8)), found["attempts_per_accepted"], found["unet_calls_per_accepted"]]
+        for cell, figure, digits in zip(cells.split(" | "), told, (3, 3, 3, 3, 2, 0), strict=True):
+            assert float(cell) == pytest.approx(figure, abs=0.6 * 10**-digits)
+
+
 def test_the_costs_of_a_gradient_sample_are_those_measured() -> None:
     found = json.loads(Path("benchmarks/results/tuning.json").read_text(encoding="utf-8"))
     ways = found["showroom-generator controlnet size=null batch=8 steps=40 cpu float32"]["ways"]
