@@ -122,6 +122,19 @@ def test_the_comparisons_of_regularizers_are_those_measured(page: str, heading: 
             assert cell == pytest.approx([figure["mean"], figure.get("sd")][: len(cell)], abs=6e-4)
 
 
+def test_the_other_judges_figures_are_those_measured() -> None:
+    ways = json.loads(Path("benchmarks/results/other_judge.json").read_text(encoding="utf-8"))["ways"]
+    text = Path("benchmarks/README.md").read_text(encoding="utf-8").partition("## A judge of another")[2]
+    names = ("reward", "availability", "attribute_accuracy", "diversity", "dissimilarity", "between_prompts")
+    for title, way, when in (
+        ("the generator as it was", "cc", "before_"), ("`none`", "none", ""), ("`kl`, beta 5", "kl", ""),
+        ("`cc`, beta 1", "cc", ""),
+    ):  # fmt: skip
+        (row,) = re.findall(rf"^\| {title} \| (-\d.+) \|$", text, re.M)
+        told = [ways[way][when + name]["mean"] for name in names]
+        assert [float(cell) for cell in row.split(" | ")] == pytest.approx(told, abs=6e-4)
+
+
 def test_the_remedies_are_those_measured() -> None:
     ways = json.loads(Path("benchmarks/results/remedies.json").read_text(encoding="utf-8"))["ways"]
     text = Path("benchmarks/README.md").read_text(encoding="utf-8")

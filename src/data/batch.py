@@ -69,7 +69,8 @@ def _pictures(field: str, records: list[Record]) -> torch.Tensor:
                 f"{_name(record)}: {field} is {tuple(picture.shape)}, but {tuple(first)} in {_name(records[0])}; "
                 "pictures of one batch must have one size."
             )
-    return torch.from_numpy(np.stack([record[field] for record in records]))
+    # A picture's layout in memory is no part of it, but convolutions round by it: cached or drawn, a run is the same.
+    return torch.from_numpy(np.ascontiguousarray(np.stack([record[field] for record in records])))
 
 
 def _name(record: Record) -> str:

@@ -45,6 +45,15 @@ def test_a_batch_of_one_is_a_row_of_a_batch():
         assert row == value if isinstance(value, list) else torch.equal(row, value)
 
 
+def test_the_layout_of_pictures_in_memory_is_left_behind():
+    product = np.random.default_rng(0).integers(0, 256, (4, 6, 5), np.uint8)
+    turned = np.ascontiguousarray(product.transpose(1, 2, 0)).transpose(2, 0, 1)  # as a PNG is read
+    assert turned.strides != product.strides
+    drawn, cached = (collate([{"key": "a", "product": picture}] * 3)["product"] for picture in (product, turned))
+    assert torch.equal(drawn, cached)
+    assert drawn.stride() == cached.stride() == (120, 30, 5, 1)
+
+
 def test_to_float_scales_pictures_and_nothing_else():
     batch = collate([record(255), record(0)])
     floats = to_float(batch)
