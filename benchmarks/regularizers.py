@@ -3,10 +3,10 @@
 Tunes the same generator in each way and with each seed, each by `python -m src.fit model=rfft`, and sets beside one
 another what the judge and the reader say of held-out products: mean and standard deviation over the seeds, and the
 cosine between the reward's and the regularizer's gradient. A way is a regularizer, perhaps with its beta and with more
-words of src.fit: `'ways=cc;kl@0.3;cc model.views.number=0'`. After a kill the same command goes on. Writes
-`benchmarks/results/NAME.json`, `.png`, and `.jpg`: the same products, prompts and noise under the first seed's
+words of src.fit: `'ways=cc;kl@0.3;cc model.reward_augmentation.number=0'`. After a kill the same command goes on.
+Writes `benchmarks/results/NAME.json`, `.png`, and `.jpg`: the same products, prompts and noise under the first seed's
 generators.
-Words: ways=none;kl;cc seeds=0,1,2 name=regularizers runs=runs/regularizers panel=showroom
+Words: ways=none;kl;cc seeds=0,1,2 name=regularizers runs=runs/regularizers evaluator=showroom
 """
 
 import json
@@ -29,11 +29,12 @@ from torch import Tensor
 from src.build import build
 from src.config import compose
 from src.data.batch import Batch
-from src.diffusion.sheet import draw_columns
-from src.resume import differences, flat
+from src.figures.images import draw_columns
+from src.runtime.resume import differences, flat
 
 WORDS = {
-    "ways": "none;kl;cc", "seeds": "0,1,2", "name": "regularizers", "runs": "runs/regularizers", "panel": "showroom",
+    "ways": "none;kl;cc", "seeds": "0,1,2", "name": "regularizers", "runs": "runs/regularizers",
+    "evaluator": "showroom",
 }  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
 MEASURES = ("reward", "availability", "attribute_accuracy", "diversity", "dissimilarity", "between_prompts")
@@ -49,7 +50,7 @@ def command(way: str, seed: str, words: Mapping[str, str], more: Sequence[str]) 
     name, _, beta = regularizer.partition("@")
     own = [f"regularizer={name}", *([f"regularizer.beta={beta}"] if beta else []), f"seed={seed}"]
     return [
-        sys.executable, "-m", "src.fit", "model=rfft", *own, f"panel={words['panel']}", *more, *rest,
+        sys.executable, "-m", "src.fit", "model=rfft", *own, f"evaluator={words['evaluator']}", *more, *rest,
         f"out={folder(way, seed, words)}", "resume=true",
     ]  # fmt: skip
 
@@ -160,8 +161,8 @@ def main() -> None:
     words = WORDS | {name: value for name, _, value in (word.partition("=") for word in own)}
     if foreign := words.keys() - WORDS.keys():
         raise SystemExit(f"regularizers: no word {', '.join(sorted(foreign))}; there are {', '.join(WORDS)}")
-    if words["panel"] == "none":
-        raise SystemExit("regularizers: panel=none measures nothing to compare by; it takes a judge and a reader.")
+    if words["evaluator"] == "none":
+        raise SystemExit("regularizers: evaluator=none measures nothing to compare by; it takes a judge and a reader.")
     ways, seeds, found = words["ways"].split(";"), words["seeds"].split(","), {}
     runs = {(way, seed): command(way, seed, words, more) for seed in seeds for way in ways}
     try:

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from src import checkpoint
+from src.data.ads import Table
 from src.data.batch import Batch, collate, to_float
 from src.data.labels import LABELS, read_labels
-from src.data.ledger import Ledger
 from src.data.showroom.world import Pictures, Showroom
-from src.data.table import Table
-from src.models.rfnet import RFNetSystem
-from src.rewards.rfnet import RFNetReward
+from src.models.rfnet.reward import RFNetReward
+from src.models.rfnet.system import RFNetSystem
+from src.runtime import checkpoint
+from src.runtime.run_output import RunOutput
 from src.score import score
 
 WORDS = {"checkpoint": "checkpoints/rfnet", "num": "384", "batch": "32", "threads": "2"}
@@ -111,8 +111,8 @@ def scoring(folder: str, pictures: Pictures, size: int) -> dict[str, float]:
         run = iter(range(100))
 
         def command() -> None:
-            ledger = Ledger(Path(name) / f"{next(run)}.csv", {}, False)
-            score(reward, Table(table, reward.fields), ledger, size, torch.device("cpu"))
+            output = RunOutput(Path(name) / f"{next(run)}.csv", {}, False)
+            score(reward, Table(table, reward.fields), output, size, torch.device("cpu"))
 
         forward, whole = [], []
         for _ in range(9):  # in turn, so that a change of the machine's speed meets both

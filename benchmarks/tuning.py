@@ -15,8 +15,8 @@ Prints seconds and memory (the peak above what the loaded nets take), or that a 
 the peak of the whole process or device, to `benchmarks/results/tuning.json`, beside what it has of other ways and
 sizes. No optimizer is in it: AdamW takes 8 bytes more for each trained weight.
 Words: generator=checkpoints/showroom-generator, or sd15, the full size with random weights; size=null, px of pictures;
-checkpoint=checkpoints/rfnet-reward part=controlnet batch=8 steps=40 repeats=3 threads=2 device=cpu precision=float32
-ways=rfft,rfft_draws,...
+checkpoint=checkpoints/rfnet-reward trainable=controlnet batch=8 steps=40 repeats=3 threads=2 device=cpu
+precision=float32 ways=rfft,rfft_draws,...
 """
 
 import json
@@ -38,21 +38,21 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from src.checkpoint import located
 from src.data.batch import Batch, collate, to_float
 from src.data.showroom.world import Showroom
 from src.diffusion.generator import Generator, load_generator
 from src.diffusion.recurrent import moved
-from src.diffusion.regularizers import ConsistentCondition, NoRegularizer, Regularizer
-from src.diffusion.steps import LateRandom, Window
-from src.models.rfft import RFFT
+from src.models.rfft.regularizers import ConsistentCondition, NoRegularizer, Regularizer
+from src.models.rfft.steps import LateRandom, Window
+from src.models.rfft.system import RFFT
+from src.models.rfnet.reward import RFNetReward
 from src.rewards.base import Reward
-from src.rewards.rfnet import RFNetReward
+from src.runtime.checkpoint import located
 
 WAYS = ("rfft", "rfft_draws", "rfft_cc", "refl", "refl_once", "alignprop")
 WORDS = {
     "generator": "checkpoints/showroom-generator", "size": "null", "checkpoint": "checkpoints/rfnet-reward",
-    "part": "controlnet", "batch": "8", "steps": "40", "repeats": "3", "threads": "2", "device": "cpu",
+    "trainable": "controlnet", "batch": "8", "steps": "40", "repeats": "3", "threads": "2", "device": "cpu",
     "precision": "float32", "ways": ",".join(WAYS),
 }  # fmt: skip
 RESULTS = Path(__file__).parent / "results" / "tuning.json"
@@ -83,9 +83,9 @@ def random_sd15(size: int, **settings: Any) -> Generator:
     )
 
 
-def rfft(generator: Generator, reward: Reward, part: str, draws: int, regularizer: Regularizer) -> tuple[Any, Any]:
+def rfft(generator: Generator, reward: Reward, trainable: str, draws: int, regularizer: Regularizer) -> tuple[Any, Any]:
     """The system, and its loss of a batch: at step 35 of 40, or at `draws` steps from 30 on."""
-    system = RFFT(generator, reward, regularizer, LateRandom(), part=part, gradients_every=0)
+    system = RFFT(generator, reward, regularizer, LateRandom(), trainable=trainable, gradients_every=0)
     system.steps = lambda num_steps, chance: late(num_steps, draws)  # pyright: ignore[reportAttributeAccessIssue]
 
     def loss(batch: Batch, seed: int) -> Tensor:
@@ -105,10 +105,10 @@ def late(num_steps: int, draws: int) -> list[Window]:
 class Plain:
     """ReFL's and AlignProp's loops as one reads them, in the nets' own calls and the scheduler's."""
 
-    def __init__(self, generator: Generator, reward: Reward, part: str, once: bool, chain: bool) -> None:
+    def __init__(self, generator: Generator, reward: Reward, trainable: str, once: bool, chain: bool) -> None:
         self.g, self.reward, self.once, self.chain = generator, reward, once, chain
         generator.requires_grad_(False)
-        getattr(generator, part).requires_grad_(True)
+        getattr(generator, trainable).requires_grad_(True)
 
     def predicted(self, x: Tensor, t: Tensor, text: Tensor, edges: Tensor) -> Tensor:
         down, middle = self.g.controlnet(
@@ -147,13 +147,15 @@ class Plain:
         return -self.reward(g.picture(clean, c), {field: batch[field] for field in self.reward.fields}).value.mean()
 
 
-def made(way: str, generator: Generator, reward: Reward, part: str) -> tuple[Any, Callable[[Batch, int], Tensor], int]:
+def made(
+    way: str, generator: Generator, reward: Reward, trainable: str
+) -> tuple[Any, Callable[[Batch, int], Tensor], int]:
     """A way's owner of trained weights, its loss, and its gradient samples per picture of the batch."""
     if way.startswith("rfft"):
         draws = DRAWS if way == "rfft_draws" else 1
         regularizer = ConsistentCondition(1.0) if way == "rfft_cc" else NoRegularizer()
-        return *rfft(generator, reward, part, draws, regularizer), draws
-    plain = Plain(generator, reward, part, once=way != "refl", chain=way == "alignprop")
+        return *rfft(generator, reward, trainable, draws, regularizer), draws
+    plain = Plain(generator, reward, trainable, once=way != "refl", chain=way == "alignprop")
     return generator, plain.loss, 1
 
 
@@ -206,10 +208,10 @@ def measure(way: str, words: dict[str, str]) -> dict[str, float]:
     reward = RFNetReward(words["checkpoint"]).to(device)
     rows = Showroom({"test": count}, size=pixels, holds=["prompt", "title", "product"]).split("test")
     batch = moved(to_float(collate([rows[i] for i in range(count)])), device)
-    owner, loss, samples = made(way, painter.to(device), reward, words["part"])
+    owner, loss, samples = made(way, painter.to(device), reward, words["trainable"])
     owner.to(device)
     if half and isinstance(owner, RFFT):
-        owner.part.halve(owner.precise)
+        owner.trainable.halve(owner.precise)
     elif half:  # the peers hold what is frozen in half precision
         for net in (painter.text_encoder, painter.vae, painter.unet, painter.controlnet):
             if not any(weight.requires_grad for weight in net.parameters()):
@@ -256,8 +258,10 @@ def main() -> None:
     if foreign := words.keys() - WORDS.keys():
         raise SystemExit(f"tuning: no word {', '.join(sorted(foreign))}; there are {', '.join(WORDS)}")
     ways = words["ways"].split(",")
-    if words["part"] not in ("controlnet", "unet"):
-        raise SystemExit(f"tuning: part={words['part']}: controlnet or unet, as the peers train no adapters here")
+    if words["trainable"] not in ("controlnet", "unet"):
+        raise SystemExit(
+            f"tuning: trainable={words['trainable']}: controlnet or unet, as the peers train no adapters here"
+        )
     if foreign := set(ways) - set(WAYS):
         raise SystemExit(f"tuning: no way {', '.join(sorted(foreign))}; there are {', '.join(WAYS)}")
     found = {}
@@ -277,7 +281,7 @@ def main() -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     sizes = [f"{key}={words[key]}" for key in ("size", "batch", "steps")]
-    name = " ".join([Path(words["generator"]).name, words["part"], *sizes, words["device"], words["precision"]])
+    name = " ".join([Path(words["generator"]).name, words["trainable"], *sizes, words["device"], words["precision"]])
     found = known.get(name, {}).get("ways", {}) | found
     RESULTS.write_text(json.dumps({**known, name: about | {"ways": found}}, indent=2) + "\n", encoding="utf-8")
 

@@ -12,10 +12,10 @@ import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from src.build import build
-from src.checkpoint import load
 from src.config import command
 from src.data.module import AdData
 from src.fit import measured_rows, set_up, told
+from src.runtime.checkpoint import load
 
 
 def evaluate(

@@ -4,12 +4,12 @@
     last.ckpt        to go on from              best.ckpt    by the system's `monitor`, if it names one
     checkpoint/      the checkpoint folder      pictures/    the system's `report`, if it has one
 
-What a system may offer besides Lightning's hooks: `monitor = ("val/macro_f1", "max")`; `card`, texts for the model
-card (keys: `src.checkpoint.ABOUT`); `calibrate(batches)`, called with the validation batches after training, made like
-the farthest of `AdData.kinds` if training met such ones; `report(data, folder) -> list[Path]`, which draws pictures.
-Test metrics are named test/..., with maps of perception nets test_perceived/..., in a generator's hand too
-test_repainted/... A source may have `about`: what its records are,
-whether synthetic; and `licence`: that of what is trained on it.
+What a system may offer besides Lightning's hooks: `monitor = ("val/macro_f1", "max")`; `card`, texts for the model card
+(keys: `src.runtime.checkpoint.ABOUT`); `calibrate(batches)`, called with the validation batches after training, made
+like the farthest of `AdData.kinds` if training met such ones; `report(data, folder) -> list[Path]`, which draws
+pictures. Test metrics are named test/..., with maps of perception nets test_perceived/..., in a generator's hand too
+test_repainted/... A source may have `about`: what its records are, whether synthetic; and `licence`: that of what is
+trained on it.
 Exit code 1: the data or the run are at fault; 2: the configuration is.
 """
 
@@ -31,12 +31,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import OmegaConf
 
-from src import checkpoint
 from src.build import build
 from src.config import ConfigError, command
 from src.data.module import AdData
-from src.progress import Lines, duration
-from src.resume import AtomicIO, LastCheckpoint, StepSeed, open_run
+from src.runtime import checkpoint
+from src.runtime.progress import Lines, duration
+from src.runtime.resume import AtomicIO, LastCheckpoint, StepSeed, open_run
 
 HARMLESS = ("does not have many workers", "exists and is not empty", "smaller than the logging interval", "LeafSpec",
             "in eval mode at the start")  # fmt: skip

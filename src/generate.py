@@ -22,14 +22,14 @@ from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
 from src.build import build
-from src.checkpoint import fingerprint
 from src.config import command
 from src.data.batch import Record
-from src.data.orders import Order, OrderError, orders, placed
+from src.data.product_prompts import ProductError, ProductPrompt, placed, read_product_prompts
 from src.diffusion.generator import Generator
 from src.diffusion.recurrent import Job, attempt_seed, recurrent
 from src.fit import set_up
 from src.rewards.base import Reward
+from src.runtime.checkpoint import fingerprint
 from src.score import torch_device
 
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: in names and JSON of broken text
@@ -98,20 +98,20 @@ class Manifest:
 
 
 def records(
-    wanted: list[Order], reward: Reward, size: int, config: Any, bad: list[tuple[str, str]]
+    wanted: list[ProductPrompt], reward: Reward, size: int, config: Any, bad: list[tuple[str, str]]
 ) -> Iterator[Record]:
     """What the generator and the reward need of each order; those that cannot be painted go to `bad`: name, reason."""
     for order in wanted:
         try:
             texts = {"name": order.key, "prompt": order.prompt, "title": order.title}
             if odd := [name for name, text in texts.items() if SURROGATE.search(text)]:
-                raise OrderError(f"its {odd[0]} is no UTF-8 text")
+                raise ProductError(f"its {odd[0]} is no UTF-8 text")
             if not order.prompt:
-                raise OrderError("no prompt")
+                raise ProductError("no prompt")
             if "title" in reward.fields and not order.title:
-                raise OrderError(f"no title, which {type(reward).__name__} needs")
+                raise ProductError(f"no title, which {type(reward).__name__} needs")
             product = placed(order.file, size, config.scale, tuple(config.centre))
-        except OrderError as error:
+        except ProductError as error:
             name = order.file.name
             bad.append((repr(name) if SURROGATE.search(name) else name, str(error)))
             continue
@@ -138,7 +138,7 @@ def generate(generator: Generator, reward: Reward, config: DictConfig) -> tuple[
     scheduler = generator.scheduler.config
     of["generator.scheduler"] = {name: scheduler[name] for name in sorted(scheduler) if not name.startswith("_")}
     of |= {"generator's weights": fingerprint(generator), "reward's weights": fingerprint(reward)}
-    wanted = orders(config.products, config.prompts)
+    wanted = read_product_prompts(config.products, config.prompts)
     if "title" in reward.fields and not any(order.title for order in wanted):
         raise ValueError(
             f"prompts={config.prompts}: {type(reward).__name__} needs titles; give a table of key,prompt,title."

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from src.build import build
 from src.config import command
+from src.data.images import unfitted
 from src.data.module import AdData
-from src.data.pictures import unfitted
 from src.data.splits import SPLITS
 from src.fit import set_up, told
 from src.score import torch_device

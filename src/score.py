@@ -3,7 +3,7 @@
 `out` (.csv or .jsonl) gets one row per good picture in the order of the table: key, value (larger is better), and the
 reward's parts. Bad rows go to `<out>.errors.csv` and are listed at the end. `<out>.run.json` tells how far the run is:
 after a kill the same command goes on there, in the same batches, so that both files end as an unbroken run leaves them,
-byte for byte. What a table or folder looks like: `src/data/table.py`.
+byte for byte. What a table or folder looks like: `src/data/ads.py`.
 Exit code 0: all rows are good; 1: some are bad; 2: nothing can be scored.
 """
 
@@ -23,13 +23,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from src.build import build
-from src.checkpoint import fingerprint
 from src.config import command
+from src.data.ads import Ads, Folder, Row, RowError, Table
 from src.data.batch import Batch, Record, collate, to_float
-from src.data.ledger import Bad, Ledger
-from src.data.table import Ads, Folder, Row, RowError, Table
 from src.fit import set_up
 from src.rewards.base import Reward
+from src.runtime.checkpoint import fingerprint
+from src.runtime.run_output import Bad, RunOutput
 
 READERS = min(8, os.cpu_count() or 1)  # threads that decode pictures; decoding lets go of the interpreter's lock
 
@@ -82,14 +82,14 @@ def judged(
 def score(
     reward: Reward,
     ads: Ads,
-    ledger: Ledger,
+    output: RunOutput,
     batch_size: int,
     device: torch.device,
     max_size: int | None = None,
     half: bool = False,
 ) -> None:
-    """Fills the ledger with the scores of all rows that it does not have yet, `batch_size` rows at a time."""
-    done = ledger.progress.rows
+    """Fills the output with the scores of all rows that it does not have yet, `batch_size` rows at a time."""
+    done = output.progress.rows
     chunks = _chunks(islice(ads, done, None), batch_size)
     gpu = device.type != "cpu"
     loaded = _ahead(lambda rows: read(ads, rows, max_size, device.type == "cuda"), chunks, overlap=gpu)
@@ -98,10 +98,10 @@ def score(
         for chunk in loaded:  # a GPU works on this chunk while the one before is written
             waiting.append((chunk, judged(reward, chunk, device, half)))
             if len(waiting) > gpu:
-                bar.update(_write(ledger, *waiting.popleft()))
+                bar.update(_write(output, *waiting.popleft()))
         for pair in waiting:
-            bar.update(_write(ledger, *pair))
-    ledger.close()
+            bar.update(_write(output, *pair))
+    output.close()
 
 
 def main() -> int:
@@ -118,14 +118,14 @@ def main() -> int:
             "max_size": config.max_size,
             "precision": config.precision,
         }
-        ledger = Ledger(Path(config.out), of, config.resume)
+        output = RunOutput(Path(config.out), of, config.resume)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"score: {error}\n")
         return 2
-    if not ledger.progress.complete:
+    if not output.progress.complete:
         half = config.precision == "bfloat16"
-        score(reward.to(device), ads, ledger, config.batch_size, device, config.max_size, half)
-    return ledger.report()
+        score(reward.to(device), ads, output, config.batch_size, device, config.max_size, half)
+    return output.report()
 
 
 def _parts(config: DictConfig) -> tuple[Reward, Ads]:
@@ -181,7 +181,7 @@ def _ahead(function: Callable[[Any], Chunk], items: Iterable[Any], overlap: bool
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _write(ledger: Ledger, chunk: Chunk, results: list[tuple[list[int], list[str], dict[str, Tensor]]]) -> int:
+def _write(output: RunOutput, chunk: Chunk, results: list[tuple[list[int], list[str], dict[str, Tensor]]]) -> int:
     """Writes a chunk in the order of its rows and returns their number; a score that is not finite makes a bad row."""
     scores, bad = {}, list(chunk.bad)
     for numbers, keys, columns in results:
@@ -192,7 +192,7 @@ def _write(ledger: Ledger, chunk: Chunk, results: list[tuple[list[int], list[str
                 scores[number] = {"key": key} | row
             else:
                 bad.append(Bad(number, key, "", f"the score is {row['value']}"))
-    ledger.add(chunk.size, [scores[number] for number in sorted(scores)], sorted(bad))
+    output.add(chunk.size, [scores[number] for number in sorted(scores)], sorted(bad))
     return chunk.size
 
 

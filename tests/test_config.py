@@ -483,8 +483,8 @@ def test_trainer_files_hold_arguments_of_the_trainer(path: Path) -> None:
 def test_null_and_other_types_are_refused_where_an_argument_is_plain():
     for value, told in ((None, "null"), ("fast", '"fast"'), (True, "true")):
         with pytest.raises(ConfigError, match=f"warmup={told}, but it takes float"):
-            build({"_target_": "src.models.schedule.pace", "done": 0.5, "warmup": value})
-    assert build({"_target_": "src.models.schedule.pace", "done": 1, "warmup": 0}) == 0
+            build({"_target_": "src.runtime.schedules.pace", "done": 0.5, "warmup": value})
+    assert build({"_target_": "src.runtime.schedules.pace", "done": 1, "warmup": 0}) == 0
 
 
 def test_a_bare_key_is_told_how_to_be_one():

@@ -19,7 +19,7 @@ from torch import nn
 
 from src.data.module import AdData
 from src.fit import fit, table, told
-from src.resume import AtomicIO
+from src.runtime.resume import AtomicIO
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -372,7 +372,7 @@ def test_the_command_trains_and_data_errors_are_one_line(tmp_path):
     done = subprocess.run([*command, "data.batch_size=4"], capture_output=True, text=True, check=False, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     assert "test/mae" in done.stdout
-    from src.checkpoint import load
+    from src.runtime.checkpoint import load
 
     assert type(load(tmp_path / "run/checkpoint")).__name__ == "Saliency"
     done = subprocess.run([*command, "data.batch_size=4"], capture_output=True, text=True, check=False, env=ENVIRONMENT)

@@ -18,7 +18,7 @@ from sklearn.datasets import load_sample_image
 from src.config import compose
 from src.fit import run
 from src.generate import lines, main, summary
-from tests.data.test_orders import cutout
+from tests.data.test_product_prompts import cutout
 from tests.diffusion import tiny
 from tests.rewards import tiny as nets
 
@@ -178,7 +178,7 @@ def test_pictures_of_other_settings_are_not_taken_for_done_wherever_those_were_g
     assert command(monkeypatch, *words) == 0
     assert command(monkeypatch, *words, "precision=bfloat16") == 2
     assert "ads holds pictures of another precision; choose another out" in capsys.readouterr().err
-    node = {"_target_": "src.models.rfft.RFFT", "generator": {"folder": "./", "guidance_scale": 2.0}}
+    node = {"_target_": "src.models.rfft.system.RFFT", "generator": {"folder": "./", "guidance_scale": 2.0}}
     OmegaConf.save(OmegaConf.create({"model": node}), folder / "config.yaml")
     assert command(monkeypatch, *words) == 2
     assert "ads holds pictures of another generator.guidance_scale; choose" in capsys.readouterr().err
@@ -311,17 +311,17 @@ def test_real_photographs_of_any_size_are_painted_around(words, tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    ("regularizer", "part"), [("cc", "controlnet"), ("kl", "unet"), ("none", "unet_lora"), ("cc_authors", "unet")]
+    ("regularizer", "trainable"), [("cc", "controlnet"), ("kl", "unet"), ("none", "unet_lora"), ("cc_authors", "unet")]
 )
-def test_a_generator_tuned_on_the_same_folder_by_words_paints(regularizer, part, words, tmp_path, monkeypatch):
+def test_a_generator_tuned_on_the_same_folder_by_words_paints(regularizer, trainable, words, tmp_path, monkeypatch):
     made = dict(word.split("=") for word in words)
     places = [f"{key}={made[key]}" for key in made if key.startswith(("generator.folder", "reward."))]
     mine = [word.replace("products=", "data.source.folder=").replace("prompts=", "data.source.prompts=")
             for word in shop(tmp_path, 6)]  # fmt: skip
     told = [
-        "model=rfft", f"regularizer={regularizer}", f"model.part={part}", "data=products", *mine, *places,
+        "model=rfft", f"regularizer={regularizer}", f"model.trainable={trainable}", "data=products", *mine, *places,
         "data.source.size=64", "data.batch_size=2", "data.num_workers=0", "generator.num_steps=4", "steps.draws=1",
-        "panel=none", "trainer.accelerator=cpu", "trainer.max_steps=2", "trainer.val_check_interval=2",
+        "evaluator=none", "trainer.accelerator=cpu", "trainer.max_steps=2", "trainer.val_check_interval=2",
         "trainer.enable_progress_bar=false", "trainer.enable_model_summary=false", f"out={tmp_path / 'run'}",
     ]  # fmt: skip
     config = OmegaConf.to_container(compose("fit", told), resolve=True)

@@ -14,7 +14,7 @@ from src.data.showroom.world import Showroom
 from src.diffusion.generator import load_generator
 from src.diffusion.recurrent import moved
 from src.fit import run
-from src.rewards.rfnet import RFNetReward
+from src.models.rfnet.reward import RFNetReward
 from tests.diffusion import tiny as painters
 from tests.rewards import tiny
 
@@ -65,12 +65,13 @@ def test_the_reward_and_its_gradient_are_those_of_the_cpu(tmp_path: Path) -> Non
     torch.testing.assert_close(found["cuda"], found["cpu"], atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("part", ["unet", "controlnet", "unet_lora"])
-def test_a_reward_tunes_the_generator_in_bfloat16_and_its_folder_paints(part: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("trainable", ["unet", "controlnet", "unet_lora"])
+def test_a_reward_tunes_the_generator_in_bfloat16_and_its_folder_paints(trainable: str, tmp_path: Path) -> None:
     painters.generator().save(tmp_path / "generator")
     nets = tiny.rfnet(tmp_path)
     words = [
-        "model=rfft", "trainer=gpu", "panel=none", f"model.part={part}", f"generator.folder={tmp_path / 'generator'}",
+        "model=rfft", "trainer=gpu", "evaluator=none",
+        f"model.trainable={trainable}", f"generator.folder={tmp_path / 'generator'}",
         "generator.num_steps=4", "steps.draws=1", *(f"reward.{name}={place}" for name, place in nets.items()),
         "data.source.size=64", "data.source.num={train: 16, val: 4, test: 4}", "data.source.cache=null",
         "data.batch_size=4", "trainer.max_steps=3", "trainer.enable_progress_bar=false", f"out={tmp_path / 'run'}",

@@ -9,7 +9,7 @@ from PIL import Image
 
 from src.data.module import AdData
 from src.data.rf1m import RF1M, write_example
-from src.models.perception import load_perception
+from src.models.perception.system import load_perception
 from src.perceive import Done, main, perceive
 from tests.rewards import tiny
 

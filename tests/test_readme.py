@@ -142,7 +142,7 @@ def test_the_remedies_are_those_measured() -> None:
     rows = {
         "as `make demo`": "cc",
         "an RFNet that never saw": "cc reward.checkpoint=checkpoints/rfnet",
-        "the reward sees the picture itself": "cc model.views.number=0",
+        "the reward sees the picture itself": "cc model.reward_augmentation.number=0",
         "a smaller step": "cc model.lr=1e-3",
         "two RFNets": "cc reward=mix reward.rewards.second.checkpoint=runs/second-reward/checkpoint",
         "`generator.dilation=8`, before": "cc generator.dilation=8",

@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from src.config import CONF
+from src.data.ads import Ads, Folder, Table
 from src.data.batch import CLASSES, Batch, collate, to_float
-from src.data.ledger import Ledger
-from src.data.table import Ads, Folder, Table
+from src.models.rfnet.reward import RFNetReward
 from src.rewards.base import Reward, Score
-from src.rewards.rfnet import RFNetReward
+from src.runtime.run_output import RunOutput
 from src.score import main, score
 from tests.rewards import tiny
 
@@ -62,8 +62,8 @@ def fill(folder: Path, rows: int, sizes: tuple[tuple[int, int], ...] = ((16, 12)
 
 
 def run(ads: Ads, out: Path, batch_size: int) -> list[dict[str, str]]:
-    ledger = Ledger(out, {"batch_size": batch_size}, resume=True)
-    score(Warmth(), ads, ledger, batch_size, torch.device("cpu"))
+    output = RunOutput(out, {"batch_size": batch_size}, resume=True)
+    score(Warmth(), ads, output, batch_size, torch.device("cpu"))
     if out.suffix == ".jsonl":
         return [json.loads(line) for line in out.read_text().splitlines()]
     with out.open(newline="") as file:

@@ -10,7 +10,7 @@ import numpy as np
 
 from src.data.archive import Names
 from src.data.batch import CLASSES
-from src.data.rows import SEPARATORS, csv_rows, json_rows
+from src.data.tables import SEPARATORS, csv_rows, json_rows
 
 UNSUITABLE = "unsuitable"  # the product photo itself is cut off or damaged; in the release, not in the article
 NAMES = (*CLASSES, UNSUITABLE)

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from src.data.archive import Archive, load_arrays, save_arrays
-from src.data.pictures import BROKEN, check_canvas, decoded, opened, reason
+from src.data.images import BROKEN, check_canvas, decoded, opened, reason
 from src.data.splits import stamp
 
 CHUNK = 128  # rows that one verifying thread takes at a time

@@ -11,10 +11,10 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from src.data.batch import Batch, Record, collate, to_float
-from src.data.order import EvaluationBatches, TrainBatches
+from src.data.samplers import EvaluationBatches, TrainBatches
 from src.data.splits import SPLITS
-from src.models.perception import load_perception
-from src.resume import batches_trained
+from src.models.perception.system import load_perception
+from src.runtime.resume import batches_trained
 
 PERCEIVED = ("depth", "saliency")  # fields that a net can make from the image
 

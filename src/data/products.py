@@ -10,13 +10,13 @@ from pathlib import Path
 from PIL import Image
 
 from src.data.batch import Record
-from src.data.orders import Order, OrderError, orders, placed
+from src.data.product_prompts import ProductError, ProductPrompt, placed, read_product_prompts
 from src.data.showroom.world import GROUPS, Showroom, group_of
 from src.data.splits import SPLITS, stamp
 
 
 class Products:
-    """A folder of product pictures and a file of prompts (see `orders`) as a data set, to tune a generator on.
+    """Product images with prompts (see `read_product_prompts`) as a data set to tune a generator on.
 
     Records have key, prompt, product, and title if the prompts have it. At least one product in `val` and one in `test`
     (shares; which ones, their keys' hashes say), the rest trains. `size`, `scale`, `centre`: see `placed`.
@@ -38,7 +38,7 @@ class Products:
         val: float = 0.1,
         test: float = 0.1,
     ) -> None:
-        found = sorted(orders(folder, prompts), key=lambda order: stamp(order.key.encode()))
+        found = sorted(read_product_prompts(folder, prompts), key=lambda order: stamp(order.key.encode()))
         titled = any(order.title for order in found)
         for field, wanted in (("prompt", True), ("title", titled)):
             if lacking := [order.file.name for order in found if wanted and not getattr(order, field)]:
@@ -47,7 +47,7 @@ class Products:
         for index in range(len(rows)):
             try:
                 rows[index]
-            except OrderError as error:
+            except ProductError as error:
                 bad.append(str(error))
         if bad:
             raise ValueError(f"{len(bad)} of {len(found)} products cannot be placed: {' '.join(bad[:5])}")
@@ -67,9 +67,9 @@ class Products:
 
 
 class PlacedProducts:
-    """Records of orders."""
+    """Records of product prompts."""
 
-    def __init__(self, found: list[Order], size: int, scale: float, centre: tuple[float, float]) -> None:
+    def __init__(self, found: list[ProductPrompt], size: int, scale: float, centre: tuple[float, float]) -> None:
         self.found, self.size, self.scale, self.centre = found, size, scale, centre
 
     def __len__(self) -> int:
@@ -79,8 +79,8 @@ class PlacedProducts:
         order = self.found[index]
         try:
             product = placed(order.file, self.size, self.scale, self.centre)
-        except OrderError as error:
-            raise OrderError(f"{order.file}: {error}.") from None
+        except ProductError as error:
+            raise ProductError(f"{order.file}: {error}.") from None
         return {"key": order.key, "prompt": order.prompt, "title": order.title, "product": product}
 
 

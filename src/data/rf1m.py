@@ -19,10 +19,10 @@ from torch.utils.data import Dataset
 
 from src.data.archive import NONE, Archive, Names, expand, same_file
 from src.data.batch import CLASSES, Record
+from src.data.images import FITS
 from src.data.labels import LABELS, NAMES, UNSUITABLE, read_labels, read_texts
 from src.data.modalities import Modalities, Unreadable
 from src.data.module import AdData
-from src.data.pictures import FITS
 from src.data.quarantine import Quarantine
 from src.data.splits import SPLITS, split_by_files, split_by_hash
 
@@ -39,7 +39,7 @@ class RF1M:
     titles belong to the picture of the same file stem. A row that lacks a configured modality is an error, unless
     `require` lists that modality: then such rows are left out and counted in `counts` (a third of the release has
     products).
-    size, fit: see `src.data.pictures.decoded`.
+    size, fit: see `src.data.images.decoded`.
     val, test: shares of the rows, drawn by a hash of the key, so that added rows move no other row; split_pattern: a
     regular expression whose first group, in place of the key, is hashed (pictures of one product stay together);
     split_files: {split: list of keys}, instead; "train" without a list gets the rows that are in none.

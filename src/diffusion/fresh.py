@@ -12,8 +12,8 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from src.checkpoint import located
 from src.diffusion.generator import Generator, part_of
+from src.runtime.checkpoint import located
 
 
 def fresh_generator(
@@ -25,7 +25,7 @@ def fresh_generator(
     seed: int = 0,
     **settings: Any,
 ) -> Generator:
-    """A generator with random weights, to be trained from the beginning: `src.models.denoiser`, part "all".
+    """A generator with random weights, to be trained from the beginning: `src.models.generator.denoiser`, part "all".
 
     Args:
         vae: folder or hub id of a trained one in diffusers' layout.
@@ -67,7 +67,7 @@ def fresh_controlnet(
 ) -> ControlNetModel:
     """A ControlNet that begins as the first half of a folder's UNet and adds nothing yet (Zhang et al. 2023).
 
-    `src.models.denoiser` trains it, part "controlnet". `edge_channels`, `seed`: see `fresh_generator`.
+    `src.models.generator.denoiser` trains it, part "controlnet". `edge_channels`, `seed`: see `fresh_generator`.
     """
     painter = part_of(UNet2DConditionModel, folder, "unet")
     with torch.random.fork_rng(devices=[]):

@@ -24,10 +24,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from src.checkpoint import CONFIG, located, model_config
 from src.data.batch import Batch
-from src.diffusion.keyed import keyed_noise
-from src.diffusion.outline import outline
+from src.diffusion.canny import outline
+from src.diffusion.noise import keyed_noise
+from src.runtime.checkpoint import CONFIG, located, model_config
 
 SETTINGS = ("num_steps", "guidance_scale", "control_scale", "negative_prompt", "dilation", "backdrop")
 LEAST = 1e-12  # of alpha_bar: if nothing of the picture were left in the latents, their noise would not tell of it

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from src.data.batch import Batch
 from src.diffusion.generator import Generator
-from src.diffusion.keyed import keyed
-from src.diffusion.steps import late
+from src.diffusion.late_steps import late
+from src.diffusion.noise import seeded_generator
 
 
 class Repaint(nn.Module):
@@ -31,7 +31,7 @@ class Repaint(nn.Module):
     @torch.no_grad()
     def forward(self, batch: Batch, seed: int = 0) -> Tensor:
         painter = self.generator
-        i = painter.num_steps - 1 - int(torch.randint(self.last, (), generator=keyed(seed, batch["key"][0])))
+        i = painter.num_steps - 1 - int(torch.randint(self.last, (), generator=seeded_generator(seed, batch["key"][0])))
         conditions, a = painter.encode(batch, seed), painter.alpha_bars[i]
         x = a**0.5 * painter.latents(batch["image"]) + (1 - a) ** 0.5 * conditions.noise
         return painter.picture(painter.estimate(x, painter.guide(*painter.noise(x, i, conditions)), i), conditions)

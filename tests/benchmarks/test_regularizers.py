@@ -51,7 +51,7 @@ def test_the_gradients_are_the_means_of_what_a_run_logged(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("way", ["none", "kl", "cc", "cc@0.3", "cc_authors@2"])
 def test_its_runs_are_configurations(way: str) -> None:
-    words = {"runs": "runs/x", "panel": "none"}
+    words = {"runs": "runs/x", "evaluator": "none"}
     config = compose("fit", command(way, "1", words, ["trainer.max_steps=3"])[3:])
     assert config.choices.regularizer == way.partition("@")[0]
     assert config.seed == 1
@@ -61,18 +61,21 @@ def test_its_runs_are_configurations(way: str) -> None:
 
 
 def test_a_way_may_have_words_of_its_own() -> None:
-    words = {"runs": "runs/x", "panel": "none"}
+    words = {"runs": "runs/x", "evaluator": "none"}
     run = command(
-        "kl@2 model.views.number=0 generator.folder=a/b", "1", words, ["model.views.number=3", "model.lr=1e-4"]
+        "kl@2 model.reward_augmentation.number=0 generator.folder=a/b",
+        "1",
+        words,
+        ["model.reward_augmentation.number=3", "model.lr=1e-4"],
     )
     config = compose("fit", run[3:])
     assert (config.choices.regularizer, config.regularizer.beta) == ("kl", 2.0)
-    assert (config.model.views.number, config.model.lr, config.generator.folder) == (0, 1e-4, "a/b")
-    assert config.out == "runs/x/kl@2-model.views.number=0-generator.folder=a-b-1"
+    assert (config.model.reward_augmentation.number, config.model.lr, config.generator.folder) == (0, 1e-4, "a/b")
+    assert config.out == "runs/x/kl@2-model.reward_augmentation.number=0-generator.folder=a-b-1"
 
 
 def test_a_finished_run_is_read_and_one_of_other_words_or_without_numbers_refused(tmp_path: Path) -> None:
-    words = {"runs": str(tmp_path), "panel": "none"}
+    words = {"runs": str(tmp_path), "evaluator": "none"}
     run = command("kl", "1", words, [])[3:]
     assert measured(run) is None
     config = compose("fit", run)
@@ -98,7 +101,7 @@ def test_a_finished_run_is_read_and_one_of_other_words_or_without_numbers_refuse
 
 def test_the_sheet_has_a_column_for_every_way(tmp_path: Path) -> None:
     tiny.generator(0).save(tmp_path / "before")
-    words = {"runs": str(tmp_path), "panel": "none"}
+    words = {"runs": str(tmp_path), "evaluator": "none"}
     more = [f"generator.folder={tmp_path}/before", "generator.num_steps=2", "data.source.cache=null",
             "data.source.size=64"]  # fmt: skip
     runs = {way: command(way, "1", words, more)[3:] for way in ("none", "cc@2")}

@@ -7,8 +7,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.tuning import DRAWS, WAYS, late, made, measure
-from src.diffusion.steps import Window
-from src.rewards.rfnet import RFNetReward
+from src.models.rfft.steps import Window
+from src.models.rfnet.reward import RFNetReward
 from tests.diffusion import tiny
 from tests.rewards import tiny as nets
 
@@ -18,20 +18,20 @@ def reward(tmp_path_factory: pytest.TempPathFactory) -> RFNetReward:
     return RFNetReward(**nets.rfnet(tmp_path_factory.mktemp("reward")))
 
 
-def gradient(way: str, reward: RFNetReward, part: str = "unet") -> tuple[float, torch.Tensor]:
+def gradient(way: str, reward: RFNetReward, trainable: str = "unet") -> tuple[float, torch.Tensor]:
     generator = tiny.generator(num_steps=8, guidance_scale=2.0)
-    _, loss, _ = made(way, generator, reward, part)
+    _, loss, _ = made(way, generator, reward, trainable)
     value = loss(tiny.ads(2) | {"title": ["an oak chair", "a lamp"]}, 0)
     value.backward()
-    weights = getattr(generator, part).parameters()
+    weights = getattr(generator, trainable).parameters()
     return float(value.detach()), torch.cat([w.grad.flatten() for w in weights if w.grad is not None])
 
 
-@pytest.mark.parametrize("part", ["unet", "controlnet"])
-def test_a_plain_reading_of_refl_gives_our_loss_and_gradient(part: str, reward: RFNetReward) -> None:
-    ours, slope = gradient("rfft", reward, part)
+@pytest.mark.parametrize("trainable", ["unet", "controlnet"])
+def test_a_plain_reading_of_refl_gives_our_loss_and_gradient(trainable: str, reward: RFNetReward) -> None:
+    ours, slope = gradient("rfft", reward, trainable)
     for way in ("refl", "refl_once"):
-        value, plain = gradient(way, reward, part)
+        value, plain = gradient(way, reward, trainable)
         assert value == pytest.approx(ours, abs=1e-4)
         torch.testing.assert_close(plain, slope, atol=1e-4 * float(slope.abs().max()), rtol=1e-2)
 
@@ -57,7 +57,7 @@ def test_every_way_is_measured(way: str, tmp_path: Path) -> None:
     tiny.generator().save(tmp_path / "generator")
     words = {
         "generator": str(tmp_path / "generator"), "size": "null", "checkpoint": nets.rfnet(tmp_path)["checkpoint"],
-        "part": "controlnet", "batch": "1", "steps": "8", "repeats": "1", "threads": "1", "device": "cpu",
+        "trainable": "controlnet", "batch": "1", "steps": "8", "repeats": "1", "threads": "1", "device": "cpu",
         "precision": "float32",
     }  # fmt: skip
     found = measure(way, words)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.data.module import AdData
-from src.data.order import EvaluationBatches, TrainBatches
+from src.data.samplers import EvaluationBatches, TrainBatches
 
 
 class Numbers:
@@ -180,11 +180,11 @@ def test_a_set_smaller_than_a_batch_and_an_unknown_split_are_refused():
 
 
 def test_perception_fills_the_missing_field_and_only_that(tmp_path):
-    from src import checkpoint
-    from src.models.perception import Saliency
+    from src.models.perception.system import Saliency
+    from src.runtime import checkpoint
 
     about = dict.fromkeys((*checkpoint.ABOUT,), "x")
-    config = {"_target_": "src.models.perception.Saliency", "size": "tiny", "image_size": 32}
+    config = {"_target_": "src.models.perception.system.Saliency", "size": "tiny", "image_size": 32}
     checkpoint.save(tmp_path / "saliency", Saliency(size="tiny", image_size=32), config, {}, about)
     places = {"saliency": str(tmp_path / "saliency")}
     data = AdData(Numbers(), batch_size=3, num_workers=0, perception=places)
@@ -210,8 +210,8 @@ def test_a_net_that_the_system_does_not_need_is_not_loaded_and_none_makes_what_i
 
 
 def test_a_share_of_the_training_rows_gets_computed_maps_and_evaluation_none(tmp_path):
-    from src import checkpoint
-    from src.models.perception import Saliency
+    from src.models.perception.system import Saliency
+    from src.runtime import checkpoint
 
     class Maps(Numbers):
         def split(self, name: str) -> list[dict]:
@@ -234,7 +234,7 @@ def test_a_share_of_the_training_rows_gets_computed_maps_and_evaluation_none(tmp
         def test_step(self, batch): ...
 
     about = dict.fromkeys((*checkpoint.ABOUT,), "x")
-    config = {"_target_": "src.models.perception.Saliency", "size": "tiny", "image_size": 32}
+    config = {"_target_": "src.models.perception.system.Saliency", "size": "tiny", "image_size": 32}
     checkpoint.save(tmp_path / "saliency", Saliency(size="tiny", image_size=32), config, {}, about)
     source = Maps(num=250, fields=("key", "image", "saliency", "label"))
     runs = []

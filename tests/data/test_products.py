@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.orders import orders, placed
+from src.data.product_prompts import placed, read_product_prompts
 from src.data.products import Products, write_example
 from src.data.showroom.world import Showroom
 from src.data.splits import SPLITS
-from tests.data.test_orders import cutout
+from tests.data.test_product_prompts import cutout
 
 
 def test_a_folder_is_a_data_set_whose_splits_share_nothing(tmp_path):
@@ -51,7 +51,7 @@ def test_a_data_set_that_lacks_something_is_refused_by_name(tmp_path):
 
 def test_the_example_is_the_showrooms_products_with_their_own_prompts_and_titles(tmp_path):
     folder = write_example(tmp_path / "shop", 3, 64)
-    found = orders(folder / "products", folder / "prompts.csv")
+    found = read_product_prompts(folder / "products", folder / "prompts.csv")
     world = Showroom({"test": 9}, 64).split("test")
     rows = [world[index] for index in (0, 2, 5)]  # the first tries at three briefs
     assert [(order.key, order.prompt, order.title) for order in found] == [

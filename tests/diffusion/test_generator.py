@@ -12,9 +12,9 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from src.build import build
 from src.config import compose
+from src.diffusion.canny import outline
 from src.diffusion.fresh import fresh_controlnet
 from src.diffusion.generator import load_generator
-from src.diffusion.outline import outline
 from tests.diffusion import tiny
 
 
@@ -204,7 +204,7 @@ def test_a_folders_own_controlnet_and_settings_are_those_it_was_trained_with(tmp
     tuned, base = tiny.generator(1, num_steps=3, dilation=5), tiny.generator(0)
     tuned.save(tmp_path / "tuned")
     base.controlnet.save_pretrained(tmp_path / "published")
-    node = {"_target_": "src.models.rfft.RFFT", "generator": {"folder": "./", **tuned.settings}}
+    node = {"_target_": "src.models.rfft.system.RFFT", "generator": {"folder": "./", **tuned.settings}}
     OmegaConf.save(OmegaConf.create({"model": node}), tmp_path / "tuned/config.yaml")
     again = load_generator(tmp_path / "tuned", tmp_path / "published", guidance_scale=2.0)
     assert torch.equal(again.controlnet.conv_in.weight, tuned.controlnet.conv_in.weight)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from src.models.rfnet.reward import RFNetReward
 from src.rewards.mix import Mix
-from src.rewards.rfnet import RFNetReward
 from tests.rewards.test_contract import inputs
 from tests.rewards.tiny import RFNET, checkpoint, rfnet
 

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from src.build import build
-from src.checkpoint import ABOUT, save
+from src.runtime.checkpoint import ABOUT, save
 
 DEPTH = {
-    "_target_": "src.models.perception.Depth",
+    "_target_": "src.models.perception.system.Depth",
     "config": {
         "image_size": 32,
         "patch_size": 8,
@@ -24,9 +24,9 @@ DEPTH = {
     },
     "image_size": 32,
 }
-SALIENCY = {"_target_": "src.models.perception.Saliency", "size": "tiny", "image_size": 32}
+SALIENCY = {"_target_": "src.models.perception.system.Saliency", "size": "tiny", "image_size": 32}
 RFNET = {
-    "_target_": "src.models.rfnet.RFNetSystem",
+    "_target_": "src.models.rfnet.system.RFNetSystem",
     "image_encoder": "test_resnet",
     "image_size": 32,
     "map_size": 32,

@@ -1,0 +1,243 @@
+"""Ads to be scored, read row by row from a table or a folder: any number of rows, memory that does not grow with them.
+
+A table is CSV, TSV or JSONL, UTF-8, with a column `image` (a path, relative to the table's folder) and the columns that
+the reward needs: product, depth, saliency (paths), title, prompt (texts). The column `key`, which must then be unique,
+names the rows; without it the image does.
+
+A folder holds one subfolder per field: `image/mug.png`, `product/mug.png`, `title/mug.txt`, ...; the file's stem is the
+key, and rows come in the order of the file names. Where only pictures are needed they may lie in the folder itself.
+"""
+
+import hashlib
+import os
+import sqlite3
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from src.data.batch import PICTURES, Record
+from src.data.images import BROKEN, CHANNELS, check_canvas, in_mode, opened, reason, resized
+from src.data.tables import SEPARATORS, csv_header, csv_rows, json_rows
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # of pictures in a folder
+READABLE = ("product", "depth", "saliency", "title", "prompt")  # fields besides the image that a row can carry
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row: its number (from 1, a table's header is not counted), its key, its cells, and why it is bad, if it is."""
+
+    number: int
+    key: str
+    cells: dict[str, str]
+    problem: str = ""
+
+
+class RowError(ValueError):
+    """What is wrong with a row, and in which file ("" if it is the row itself)."""
+
+    def __init__(self, reason: str, file: Path | str = "") -> None:
+        super().__init__(reason)
+        self.file = str(file)
+
+
+class Ads(ABC):
+    """The rows of a table or folder, in order.
+
+    fingerprint: changes whenever the rows do. total: about how many rows there are (for a progress bar).
+    """
+
+    fingerprint: str
+    total: int
+
+    def __init__(self, path: Path, fields: frozenset[str]) -> None:
+        if foreign := sorted(fields - set(READABLE)):
+            raise ValueError(f"{path}: a row has no field {', '.join(foreign)}; it can have {', '.join(READABLE)}.")
+        self.path, self.fields = path, ("image", *(field for field in READABLE if field in fields))
+
+    def __iter__(self) -> Iterator[Row]:
+        # Seen keys live in a private database on disk: a million of them would not be constant memory.
+        seen = _database("CREATE TABLE seen (key TEXT PRIMARY KEY, number INTEGER) WITHOUT ROWID")
+        for row in self._rows():
+            if not row.problem:
+                row = _checked(row, self.fields)
+            if row.problem:
+                yield row
+                continue
+            if not seen.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (row.key, row.number)).rowcount:
+                (first,) = seen.execute("SELECT number FROM seen WHERE key = ?", (row.key,)).fetchone()
+                row = replace(row, problem=f"the key is that of row {first}")
+            yield row
+
+    def read(self, row: Row, max_size: int | None = None) -> Record:
+        """The record of a row: its key, pictures as uint8 (channels, height, width) of the image's size, texts.
+
+        An image whose longer side is above `max_size` px is reduced to it. Raises RowError for a missing or damaged
+        file.
+        """
+        if row.problem:
+            raise RowError(row.problem)
+        record: Record = {"key": row.key}
+        for field in self.fields:  # image first
+            if field in PICTURES:
+                size = record["image"].shape[:0:-1] if field != "image" else None  # (width, height)
+                record[field] = read_picture(self._file(row, field), field, size, max_size)
+            else:
+                record[field] = self._text(row, field)
+        return record
+
+    @abstractmethod
+    def _rows(self) -> Iterator[Row]: ...
+
+    @abstractmethod
+    def _file(self, row: Row, field: str) -> Path: ...
+
+    @abstractmethod
+    def _text(self, row: Row, field: str) -> str: ...
+
+
+class Table(Ads):
+    """The rows of a CSV, TSV or JSONL file. Raises ValueError when the columns cannot do."""
+
+    def __init__(self, path: Path, fields: frozenset[str]) -> None:
+        super().__init__(path, fields)
+        self.separator = SEPARATORS.get(path.suffix.lower())
+        if not self.separator and path.suffix.lower() != ".jsonl":
+            raise ValueError(f"{path}: a table is .csv, .tsv or .jsonl, not '{path.suffix}'.")
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file.")
+        digest, lines, last = hashlib.blake2b(digest_size=16), 0, b"\n"
+        with path.open("rb") as file:
+            while block := file.read(1 << 16):
+                digest.update(block)
+                lines, last = lines + block.count(b"\n"), block[-1:]
+        self.fingerprint = digest.hexdigest()
+        self.total = lines + (last != b"\n")
+        if self.separator:
+            self.total -= 1
+            with self._open() as file:
+                self._columns(csv_header(file, self.separator))
+
+    def _open(self) -> IO[str]:
+        # Bytes that are not UTF-8 survive as surrogates, to be reported with their row.
+        return self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+    def _columns(self, header: list[str]) -> None:
+        has = ", ".join(header) or "no header"
+        if missing := [field for field in self.fields if field not in header]:
+            raise ValueError(f"{self.path}: the column {', '.join(missing)} is missing; the table has {has}.")
+        if len(set(header)) < len(header):
+            raise ValueError(f"{self.path}: a column stands twice: {has}.")
+
+    def _rows(self) -> Iterator[Row]:
+        with self._open() as file:
+            rows = csv_rows(file, self.separator) if self.separator else json_rows(file)
+            for number, (_, values, problem) in enumerate(rows, start=1):
+                cells = {name: str(value) for name, value in values.items() if value is not None}
+                yield Row(number, cells.get("key" if "key" in cells else "image", ""), cells, problem)
+
+    def _file(self, row: Row, field: str) -> Path:
+        return self.path.parent / row.cells[field]
+
+    def _text(self, row: Row, field: str) -> str:
+        return row.cells[field]
+
+
+class Folder(Ads):
+    """The pictures of a folder with what lies beside them. Raises ValueError when a needed subfolder is missing."""
+
+    def __init__(self, path: Path, fields: frozenset[str]) -> None:
+        super().__init__(path, fields)
+        if not path.is_dir():
+            raise ValueError(f"{path}: no such folder.")
+        self.flat = len(self.fields) == 1 and not (path / "image").is_dir()
+        if missing := [] if self.flat else [field for field in self.fields if not (path / field).is_dir()]:
+            raise ValueError(
+                f"{path}: the subfolder {', '.join(missing)} is missing; needed are {', '.join(self.fields)}."
+            )
+        self.names = _database("CREATE TABLE names (name TEXT PRIMARY KEY) WITHOUT ROWID")
+        with os.scandir(path if self.flat else path / "image") as entries:
+            for entry in entries:
+                if Path(entry.name).suffix.lower() in SUFFIXES:
+                    self.names.execute("INSERT INTO names VALUES (?)", (os.fsencode(entry.name),))
+        digest, self.total = hashlib.blake2b(digest_size=16), 0
+        for name in self._names():
+            digest.update(os.fsencode(name) + b"\n")
+            self.total += 1
+        self.fingerprint = digest.hexdigest()
+
+    def _names(self) -> Iterator[str]:
+        return (os.fsdecode(name) for (name,) in self.names.execute("SELECT name FROM names ORDER BY name"))
+
+    def _rows(self) -> Iterator[Row]:
+        for number, name in enumerate(self._names(), start=1):
+            yield Row(number, Path(name).stem, dict.fromkeys(self.fields, name))
+
+    def _file(self, row: Row, field: str) -> Path:
+        if field == "image":
+            return self.path / ("" if self.flat else field) / row.cells["image"]
+        for suffix in SUFFIXES:
+            if (file := self.path / field / f"{row.key}{suffix}").exists():
+                return file
+        raise RowError(f"no such picture ({', '.join(SUFFIXES)})", self.path / field / row.key)
+
+    def _text(self, row: Row, field: str) -> str:
+        file = self.path / field / f"{row.key}.txt"
+        try:
+            if text := file.read_text(encoding="utf-8").strip():
+                return text
+        except (OSError, UnicodeDecodeError) as error:
+            raise RowError(reason(error), file) from None
+        raise RowError("the file is empty", file)
+
+
+def read_picture(
+    file: Path, field: str, size: tuple[int, int] | None = None, max_size: int | None = None
+) -> np.ndarray:
+    """A picture file as uint8 (channels of `field`, height, width), resized to `size` (width, height) if given.
+
+    Without `size` its longer side is at most `max_size`, if given.
+    A bilinear filter with antialiasing, colours weighed by alpha. Raises RowError for a file that is missing or
+    damaged, a product without alpha, and a shape that is not that of `size`.
+    """
+    try:
+        picture = opened(file.read_bytes(), field)
+        if size:
+            check_canvas(field, picture.size, size)
+        elif max_size and max(picture.size) > max_size:
+            width, height = picture.size
+            scale = max_size / max(width, height)
+            size = max(1, round(width * scale)), max(1, round(height * scale))
+        picture = in_mode(picture, CHANNELS[field])
+    except BROKEN as error:
+        raise RowError(reason(error), file) from None
+    array = np.asarray(resized(picture, size or picture.size))
+    return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+
+
+def _checked(row: Row, fields: tuple[str, ...]) -> Row:
+    """The row, with its problem if its cells cannot do."""
+    problem = ""
+    if empty := [field for field in fields if not row.cells.get(field, "").strip()]:
+        problem = f"no {', '.join(empty)}"
+    elif not row.key:
+        problem = "no key"
+    try:
+        "".join((row.key, *row.cells.values())).encode()
+    except UnicodeEncodeError:
+        problem = "not UTF-8"
+    return replace(row, problem=problem) if problem else row
+
+
+def _database(table: str) -> sqlite3.Connection:
+    """An empty private table on disk that goes with the process."""
+    database = sqlite3.connect("", isolation_level=None)
+    database.execute("PRAGMA journal_mode = OFF")
+    database.execute("PRAGMA cache_size = -65536")  # at most 64 MiB in memory, enough for a million keys
+    database.execute(table)
+    database.execute("BEGIN")  # and never committed: a commit per row would be slow
+    return database

@@ -1,0 +1,148 @@
+"""Products to be advertised: a folder of pictures with alpha and a file of prompts, put on the generator's canvas."""
+
+import io
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from src.data.ads import SUFFIXES
+from src.data.images import BROKEN, opened, reason, resized
+from src.data.tables import SEPARATORS, csv_rows, json_rows
+
+VISIBLE = 128  # alpha from which a pixel belongs to the product
+
+
+class ProductError(ValueError):
+    """Why a product cannot be painted; the rest can."""
+
+
+@dataclass(frozen=True)
+class ProductPrompt:
+    """One picture to paint: the product's key (its file's stem), file, prompt and title ("" if there is none)."""
+
+    key: str
+    file: Path
+    prompt: str
+    title: str = ""
+
+    @property
+    def stamp(self) -> str:
+        """A hash of the file's bytes, prompt and title."""
+        told = f"{self.prompt}\0{self.title}\0".encode(errors="surrogatepass")
+        return blake2b(told + self.file.read_bytes(), digest_size=8).hexdigest()
+
+
+def read_product_prompts(products: str | Path, prompts: str | Path) -> list[ProductPrompt]:
+    """The folder's pictures in the order of their names, each with its prompt.
+
+    `prompts` is a CSV, TSV or JSONL table with the columns key and prompt, and maybe title; or a .txt file of prompts,
+    one a line, which the products take in turn. Raises ValueError if there is no folder, picture or prompt at all, for
+    two pictures of one stem, for a torn table, for a key that it has twice and if it names none of the products. One
+    that it does not name has the prompt ""; warns of keys without a picture, and of pictures of other kinds. A key may
+    be a file's whole name. Files that begin with a dot are left alone.
+    """
+    folder, file = Path(products), Path(prompts)
+    if not folder.is_dir():
+        raise ValueError(f"products={products}: there is no such folder.")
+    files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
+    others = [path.name for path in files if path.suffix.lower() in Image.registered_extensions().keys() - {*SUFFIXES}]
+    _warn(f"products={products}: not read, as no {', '.join(SUFFIXES)}", others)
+    if not pictures:
+        raise ValueError(f"products={products}: no picture ({', '.join(SUFFIXES)}) lies there.")
+    by_key: dict[str, Path] = {}
+    for path in pictures:
+        if path.stem in by_key:
+            raise ValueError(
+                f"products={products}: {by_key[path.stem].name} and {path.name} have one key, {path.stem}."
+            )
+        by_key[path.stem] = path
+    if not file.is_file():
+        raise ValueError(f"prompts={prompts}: there is no such file.")
+    if file.suffix.lower() == ".txt":
+        lines = [line.strip() for line in _text(file).splitlines() if line.strip()]
+        if not lines:
+            raise ValueError(f"prompts={prompts}: it has no prompt.")
+        return [ProductPrompt(key, path, lines[n % len(lines)]) for n, (key, path) in enumerate(by_key.items())]
+    told: dict[str, dict[str, str]] = {}
+    for line, row in _table(file):
+        if row["key"] in told:
+            raise ValueError(f"{file}, line {line}: the key {row['key']} stands in an earlier line already.")
+        told[row["key"]] = row
+    for key, path in by_key.items():
+        if key in told and path.name in told:
+            raise ValueError(f"{file}: {key} and {path.name} are one product, and it is there twice.")
+    rows = {key: told.get(key) or told.get(path.name) or {} for key, path in by_key.items()}
+    if not any(rows.values()):
+        such = f", such as {next(iter(told))}," if told else ""
+        raise ValueError(
+            f"{file}: none of its {len(told)} keys{such} names a picture of {folder}, such as {next(iter(by_key))}."
+        )
+    _warn(
+        f"{file}: keys without a picture in {folder}", sorted(told.keys() - by_key - {path.name for path in pictures})
+    )
+    return [
+        ProductPrompt(key, path, rows[key].get("prompt", ""), rows[key].get("title", ""))
+        for key, path in by_key.items()
+    ]
+
+
+def _warn(what: str, names: list[str]) -> None:
+    if names:
+        warnings.warn(f"{what}: {', '.join(names[:5])} ({len(names)} in all).", stacklevel=3)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prompts={file}: no UTF-8 text: {error}.") from None
+
+
+def _table(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """The lines' numbers and rows."""
+    separator = SEPARATORS.get(file.suffix.lower())
+    if not separator and file.suffix.lower() != ".jsonl":
+        raise ValueError(f"prompts={file}: a .csv, .tsv, .jsonl or .txt file is needed, not '{file.suffix}'.")
+    with io.StringIO(_text(file), newline="") as handle:
+        for line, row, reason in csv_rows(handle, separator) if separator else json_rows(handle):
+            if missing := [name for name in ("key", "prompt") if name not in row]:
+                reason = reason or f"has no {' and no '.join(missing)}, only {', '.join(row) or 'nothing'}"
+            if reason:
+                raise ValueError(f"{file}, line {line}: {reason}.")
+            yield line, {name: "" if value is None else str(value).strip() for name, value in row.items()}
+
+
+def placed(file: Path, size: int, scale: float = 0.5, centre: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
+    """The product cut to what is visible of it and laid on an empty canvas: uint8 RGBA (4, size, size).
+
+    scale: its longer side over the canvas's; centre: of its box, in canvas sides from left and top. Raises ProductError
+    for a file that is no picture, has no alpha or shows nothing, and for a product that would leave the canvas;
+    ValueError for a size, scale or centre that fits no product.
+    """
+    if size < 1 or not 0 < scale <= 1:
+        raise ValueError(f"size={size} must be at least 1 px, scale={scale} above 0 and at most 1.")
+    if len(centre) != 2 or not all(isinstance(share, int | float) for share in centre):
+        raise ValueError(f"centre={list(centre)}: two numbers are needed, across and down.")
+    try:
+        image = ImageOps.exif_transpose(opened(file.read_bytes(), "product").convert("RGBA"))
+    except BROKEN as error:
+        raise ProductError(reason(error)) from None
+    solid = np.asarray(image)[..., 3] >= VISIBLE
+    if not solid.any():
+        raise ProductError(f"its alpha is empty: nowhere above {VISIBLE - 1} of 255")
+    down, across = np.flatnonzero(solid.any(axis=1)), np.flatnonzero(solid.any(axis=0))
+    cut = image.crop((int(across[0]), int(down[0]), int(across[-1]) + 1, int(down[-1]) + 1))
+    zoom = scale * size / max(cut.size)
+    small = resized(cut, tuple(max(1, round(side * zoom)) for side in cut.size))
+    left, top = (round(c * size - side / 2) for c, side in zip(centre, small.size, strict=True))
+    if left < 0 or top < 0 or left + small.width > size or top + small.height > size:
+        raise ProductError(f"scale={scale} and centre={list(centre)} put it beyond the canvas")
+    canvas = Image.new("RGBA", (size, size))
+    canvas.paste(small, (left, top))
+    return np.ascontiguousarray(np.asarray(canvas).transpose(2, 0, 1))

@@ -1,0 +1,153 @@
+"""What a picture of a room shows: a reader of the attributes that its prompt names, to measure prompt-following by."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from src.data.batch import PADDING, Batch
+from src.models.layers import PictureEncoder
+from src.runtime.schedules import adamw
+
+
+def named(prompt: str, ends: Sequence[str], values: Sequence[str]) -> int:
+    """The row of the longest of `values` in the clause of `prompt` (between commas) that ends in one of `ends`.
+
+    -100 if there is none.
+    """
+    for clause in prompt.lower().split(","):
+        words = f" {clause.strip()} "
+        if any(words.endswith(f" {end} ") for end in ends):
+            found = [value for value in values if f" {value} " in words]
+            if found:
+                return list(values).index(max(found, key=len))
+    return PADDING
+
+
+class AttributeNet(nn.Module):
+    """Features (batch, width) of pictures (batch, 3, height, width) in [0, 1], and logits of each attribute."""
+
+    def __init__(
+        self, sizes: Mapping[str, int], image_encoder: str, options: Mapping[str, Any] | None, image_size: int,
+        width: int, unshuffle: int, stage: int,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.encoder = PictureEncoder(
+            image_encoder, width, size=image_size, options=options, unshuffle=unshuffle, stage=stage
+        )
+        self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.encoder([images])[0].mean(dim=1)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        seen = self.features(images)
+        return {name: head(seen) for name, head in self.heads.items()}
+
+
+class AttributeReader(L.LightningModule):
+    """Which wall, floor, light, ... a picture shows; with it one measures whether pictures follow their prompts.
+
+    Args:
+        attributes: name to {ends, values}: what a prompt says of an attribute is the one of `values` that stands in the
+            clause ending in one of `ends`.
+        image_encoder, encoder_options, encoder_stage, image_size, unshuffle, width: see `PictureEncoder`.
+        flip: share of rows with left and right swapped.
+        lr, weight_decay, warmup: see `src.runtime.schedules.adamw`.
+    """
+
+    fields = frozenset({"image", "prompt"})
+    targets = frozenset({"prompt"})
+    monitor = ("val/accuracy", "max")
+    card: ClassVar = {
+        "use": "Measuring whether generated pictures follow their prompts; not a reward.",
+        "limits": "It knows the words and rooms below; where data contradict their prompts it has learnt that too.",
+    }
+
+    def __init__(
+        self,
+        attributes: Mapping[str, Mapping[str, Sequence[str]]],
+        image_encoder: str = "resnet18",
+        encoder_options: Mapping[str, Any] | None = None,
+        encoder_stage: int = -1,
+        image_size: int = 128,
+        unshuffle: int = 1,
+        width: int = 128,
+        flip: float = 0.5,
+        lr: float = 1e-3,
+        weight_decay: float = 0.05,
+        warmup: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.attributes = {name: (tuple(a["ends"]), tuple(a["values"])) for name, a in attributes.items()}
+        sizes = {name: len(values) for name, (_, values) in self.attributes.items()}
+        self.net = AttributeNet(sizes, image_encoder, encoder_options, image_size, width, unshuffle, encoder_stage)
+        self.flip, self.lr, self.weight_decay, self.warmup = flip, lr, weight_decay, warmup
+        self.hits: dict[str, list[Tensor]] = {}
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits (batch, values) by attribute."""
+        return self.net(images)
+
+    def labels(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """What the prompts name, (batch,) by attribute; -100 where they name nothing known."""
+        return {
+            name: torch.tensor([named(prompt, ends, values) for prompt in prompts], device=self.device)
+            for name, (ends, values) in self.attributes.items()
+        }
+
+    def followed(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """1 where the picture shows what its prompt names, 0 where not, nan where nothing is named; (batch,) each."""
+        said, read = self.labels(prompts), self(images)
+        return {
+            name: torch.where(label < 0, torch.nan, (read[name].argmax(dim=1) == label).float())
+            for name, label in said.items()
+        }
+
+    def training_step(self, batch: Batch) -> Tensor:
+        images = batch["image"]
+        swap = torch.rand(len(images), 1, 1, 1, device=images.device) < self.flip
+        logits = self(torch.where(swap, images.flip(-1), images))
+        loss = self.loss(logits, self.labels(batch["prompt"]))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(images))
+        return loss
+
+    def loss(self, logits: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
+        """Mean cross-entropy of the attributes that the batch names; 0 if it names none."""
+        known = [name for name, label in labels.items() if (label >= 0).any()]
+        losses = [F.cross_entropy(logits[name], labels[name], ignore_index=PADDING) for name in known]
+        return torch.stack(losses or [0 * logit.sum() for logit in logits.values()]).mean()
+
+    def _step(self, batch: Batch) -> None:
+        for name, hit in self.followed(batch["image"], batch["prompt"]).items():
+            self.hits.setdefault(name, []).append(hit)
+
+    def validation_step(self, batch: Batch) -> None:
+        self._step(batch)
+
+    def test_step(self, batch: Batch) -> None:
+        self._step(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._measure("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._measure("test")
+
+    def _measure(self, split: str) -> None:
+        shares = {name: torch.cat(hits).nanmean() for name, hits in self.hits.items()}
+        self.log_dict({f"{split}/{name}": share for name, share in shares.items()}, sync_dist=True)
+        self.log(f"{split}/accuracy", torch.stack(list(shares.values())).nanmean(), sync_dist=True)
+        self.hits = {}
+
+    def configure_optimizers(self) -> Any:
+        return adamw(self, self.lr, self.weight_decay, self.warmup)
+
+    def assets(self, folder: Path) -> dict[str, Any]:
+        """Nothing besides the weights: the arguments say all."""
+        return {}

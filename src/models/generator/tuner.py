@@ -1,0 +1,156 @@
+"""What every training of a generator has in common: which weights move, their average, what is saved, what is shown."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from src.diffusion.generator import Generator
+from src.models.generator.trainable import Trainable
+from src.runtime.checkpoint import fingerprint, licence_of
+from src.runtime.schedules import adamw
+
+
+class Tuner(L.LightningModule):
+    """A system that trains one `trainable` of a generator; its checkpoint folder is diffusers' own, adapters merged.
+
+    Its states hold the trained weights alone: everything else comes from the generator's folder.
+
+    Args:
+        trainable, rank: see `src.models.generator.trainable.Trainable`.
+        ema: decay per step of an exponential average of the trained weights, which is what is validated, tested and
+            saved; None: the weights themselves.
+        lr, weight_decay, warmup, schedule: see `src.runtime.schedules.adamw`.
+    """
+
+    precise = False  # whether the step with gradient is computed in float32 under bf16-mixed too
+    about: Mapping[str, str] = {}  # texts of the model card
+
+    def __init__(
+        self,
+        generator: Generator,
+        trainable: str,
+        rank: int,
+        ema: float | None,
+        lr: float,
+        weight_decay: float,
+        warmup: float,
+        schedule: str,
+    ) -> None:
+        super().__init__()
+        if ema is not None and not 0 < ema < 1:
+            raise ValueError(f"ema={ema} must be between 0 and 1, or null.")
+        self.trainable, self.ema, self.base = Trainable(generator, trainable, rank), ema, {}
+        self.average = nn.ParameterList(
+            nn.Parameter(weight.detach().clone(), requires_grad=False)
+            for weight in (self.trainable.weights().values() if ema else ())
+        )
+        self.lr, self.weight_decay, self.warmup, self.schedule = lr, weight_decay, warmup, schedule
+
+    @property
+    def net(self) -> Generator:
+        return self.trainable.generator
+
+    @property
+    def card(self) -> dict[str, str]:
+        """Texts of the model card; the licence is that of the weights that training began from."""
+        return {**self.about, **({"licence": licence_of(self.net.origin)} if self.net.origin else {})}
+
+    def stands_on(self) -> dict[str, str]:
+        """Hashes of what a state does not hold but builds on, by name; of the generator without adapters."""
+        return {"generator": fingerprint(self.net, self.trainable.weights() if self.trainable.lora else ())}
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.base = self.stands_on()  # before a state is loaded, and before the first step
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["base"] = self.base
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises ValueError if the generator, or what else it is trained by, has other weights than it had then."""
+        known = checkpoint.get("base", {})
+        if changed := [name for name, now in self.base.items() if known.get(name, now) != now]:
+            raise ValueError(
+                f"the state was trained with another {' and another '.join(changed)}: their folders have other weights "
+                "by now."
+            )
+
+    def configure_optimizers(self) -> Any:
+        return adamw(self, self.lr, self.weight_decay, self.warmup, self.schedule)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.ema:
+            done = self.trainer.global_step
+            decay = min(self.ema, (1 + done) / (10 + done))  # young averages forget the start sooner
+            with torch.no_grad():
+                for mean, weight in zip(self.average, self.trainable.weights().values(), strict=True):
+                    mean.lerp_(weight, 1 - decay)
+
+    def on_validation_start(self) -> None:
+        self._swap()
+
+    def on_validation_end(self) -> None:
+        self._swap()
+
+    def on_fit_start(self) -> None:
+        """Raises ValueError for a precision in which the trained weights would not be float32."""
+        if self.trainer.precision in ("16-true", "bf16-true"):
+            raise ValueError(
+                f"trainer.precision={self.trainer.precision}: trained weights stay float32; use bf16-mixed."
+            )
+        if self.trainer.precision == "bf16-mixed":
+            self.trainable.halve(self.precise)
+
+    def on_fit_end(self) -> None:
+        """From here on the weights are what is shipped: their average if there is one."""
+        self._swap()
+        self.trainable.widen()
+
+    def on_test_start(self) -> None:
+        if self.trainer.precision == "bf16-mixed":
+            self.trainable.halve()
+
+    def on_test_end(self) -> None:
+        self.trainable.widen()
+
+    def _swap(self) -> None:
+        """Exchanges the trained weights and their average."""
+        for weight, mean in zip(self.trainable.weights().values() if self.ema else (), self.average, strict=True):
+            weight.data, mean.data = mean.data, weight.data
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The trained weights and their average."""
+        trained = {f"trainable.generator.{name}" for name in self.trainable.weights()}
+        whole = super().state_dict(*args, **kwargs)
+        return {key: value for key, value in whole.items() if key in trained or key.startswith("average.")}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        if odd := sorted(state_dict.keys() ^ self.state_dict().keys()):
+            raise ValueError(
+                f"The state belongs to another trainable part than {self.trainable.name}: {', '.join(odd[:3])} ..."
+            )
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def save_weights(self, folder: Path, dtype: torch.dtype) -> None:
+        """diffusers' folder of a ControlNet inpainting pipeline, adapters merged; the UNet's also alone, in adapters/.
+
+        These are for the generator that was tuned: on this one they would count twice.
+        """
+        self.trainable.merged(dtype).save(folder)
+        if self.trainable.name == "unet_lora":
+            self.trainable.save_adapters(folder / "adapters", dtype)
+
+    def assets(self, folder: Path) -> dict[str, Any]:
+        """The generator as that of the folder, with its settings."""
+        here: dict[str, Any] = {"_target_": "src.diffusion.generator.load_generator", "folder": "./"}
+        return {"generator": here | self.net.settings}
+
+
+def squared(difference: Tensor) -> Tensor:
+    """Mean square of each row, (batch,)."""
+    return difference.square().flatten(1).mean(dim=1)

@@ -1,0 +1,80 @@
+"""A tuner whose pictures are measured and shown, before and after."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from src.data.batch import Batch
+from src.diffusion.generator import Generator
+from src.figures.images import draw_pairs, draw_pictures
+from src.models.generator.tuner import Tuner
+from src.models.rfft.evaluator import Evaluator
+from src.rewards.base import Reward
+from src.runtime.checkpoint import fingerprint
+
+SHOWN = 16  # products in a sheet
+
+
+class EvaluatedTuner(Tuner):
+    """A tuner that lets a evaluator and the reward measure what it paints; noise is the same every time.
+
+    Validation measures the generator as it is, the test also the one that it was (names with `before_`).
+
+    Args:
+        evaluator: who measures what is painted for validation and test products; reward: whose mean value goes beside.
+        generator, trainable, rank, ema, lr, weight_decay, warmup, schedule: see `Tuner`.
+    """
+
+    def __init__(self, generator: Generator, evaluator: Evaluator, reward: Reward, *tuner: Any) -> None:
+        super().__init__(generator, *tuner)
+        self.evaluator, self.reward, self.tuned = evaluator, reward, False
+        self.shown: dict[str, list[tuple[Tensor, str]]] = {}  # pictures and prompts, by split
+
+    def stands_on(self) -> dict[str, str]:
+        return super().stands_on() | {"reward": fingerprint(self.reward)}
+
+    def validation_step(self, batch: Batch) -> None:
+        self._measure("val", batch)
+
+    def test_step(self, batch: Batch) -> None:
+        self._measure("test", batch)
+        if self.tuned:
+            with self.trainable.reference():
+                self._measure("test/before_", batch)
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self.tuned = True
+
+    def _measure(self, split: str, batch: Batch) -> None:
+        """Logs the evaluator's measures of images whose noise is the same every time; remembers the first images."""
+        with self.trainable.quick():
+            measures, pictures = self.evaluator(self.net, batch, self.reward)
+        prefix = split if split.endswith("_") else f"{split}/"
+        for name, value in measures.items():
+            told = ~value.isnan()  # a prompt without any of the attributes counts for none
+            self.log(
+                f"{prefix}{name}", value[told].sum() / told.sum().clamp_min(1), batch_size=int(told.sum()),
+                on_step=False, on_epoch=True, sync_dist=True,
+            )  # fmt: skip
+        shown = self.shown.setdefault(split, [])
+        shown += list(zip(pictures[0].cpu(), batch["prompt"], strict=True))[: SHOWN - len(shown)]
+
+    def on_validation_epoch_end(self) -> None:
+        """Draws `pictures/step-N.png`: the same products, prompts and noise as ever."""
+        if not self.shown.get("val"):  # a process without a row
+            return
+        pictures, prompts = zip(*self.shown.pop("val"), strict=True)
+        step, folder = self.trainer.global_step, Path(self.trainer.default_root_dir) / "pictures"
+        if self.trainer.is_global_zero:
+            draw_pictures(folder / f"step-{step:06}.png", torch.stack(pictures), prompts)
+        if isinstance(self.logger, TensorBoardLogger):
+            self.logger.experiment.add_images("val/pictures", torch.stack(pictures), step)
+
+    def report(self, data: Any, folder: Path) -> list[Path]:
+        """Draws `before_after.png`: the same products, prompts and noise, not chosen."""
+        before, after = (torch.stack([picture for picture, _ in self.shown[s]]) for s in ("test/before_", "test"))
+        return [draw_pairs(folder / "before_after.png", before, after, [prompt for _, prompt in self.shown["test"]])]

@@ -1,0 +1,148 @@
+"""The parts of RFNet: titles to tokens, and the filter of a title's words by its product."""
+
+import os
+from collections.abc import Mapping, Sequence
+from json import JSONDecodeError
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from src.runtime.checkpoint import located
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the forks of a data loader
+
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+
+
+class TitleEncoder(nn.Module):
+    """Tokens (batch, words, width) of titles, and where these are mere padding, bool (batch, words).
+
+    Args:
+        name: folder or hub id of a transformers text encoder: its tokenizer, configuration and perhaps weights.
+        pretrained: with its weights; or else fresh ones.
+        options: values that differ from its configuration.
+        max_tokens: a title is cut after so many tokens.
+        ordinal_numbers: the fresh embedding of a number token is a set of sines and cosines of its logarithm, so that
+            near sizes begin alike and numbers that training never shows keep a place between their neighbours.
+        word_noise: share of the tokens, numbers and special ones aside, that a random word takes the place of in
+            training, so that the names of products never seen there count for little rather than for anything.
+
+    Raises ValueError if the encoder cannot be had, or options, tokenizer and `max_tokens` do not fit it.
+    """
+
+    words: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        width: int,
+        pretrained: bool = False,
+        options: Mapping[str, Any] | None = None,
+        max_tokens: int = 48,
+        ordinal_numbers: bool = False,
+        word_noise: float = 0.0,
+    ) -> None:
+        super().__init__()
+        place = str(located(name))
+        if os.path.isdir(place):
+            for files in (("config.json",), ("tokenizer_config.json",), VOCABULARIES):
+                if not any(os.path.isfile(os.path.join(place, file)) for file in files):
+                    raise ValueError(f"{place} is no complete folder of a text encoder: {files[0]} is missing.")
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(place)
+            config, unknown = AutoConfig.from_pretrained(place, return_unused_kwargs=True, **(options or {}))
+            if unknown:
+                raise ValueError(f"text_options: the configuration of {name} has no {', '.join(sorted(unknown))}.")
+            net: Any = (
+                AutoModel.from_pretrained(place, config=config, dtype=torch.float32)
+                if pretrained
+                else AutoModel.from_config(config)
+            )
+        except OSError as error:
+            raise ValueError(
+                f"text_encoder {name!r} is no folder and cannot be had: {str(error).splitlines()[0]}"
+            ) from None
+        except JSONDecodeError as error:
+            raise ValueError(f"{place}: a file of the tokenizer or its configuration is torn: {error}") from None
+        vocabulary, limit = net.config.vocab_size, getattr(net.config, "max_position_embeddings", max_tokens)
+        if len(self.tokenizer) > vocabulary or max_tokens > limit:
+            raise ValueError(
+                f"text_encoder {name!r} has {vocabulary} words and {limit} positions, but its tokenizer has "
+                f"{len(self.tokenizer)} and max_title_tokens is {max_tokens}."
+            )
+        if getattr(net, "pooler", None) is not None:
+            net.pooler = None  # all tokens are used; its weights would never get a gradient
+        if ordinal_numbers and not pretrained:
+            ordinal_embeddings(net.get_input_embeddings().weight, self.tokenizer.get_vocab())
+        words = {row for word, row in self.tokenizer.get_vocab().items() if not word.isdigit()}
+        plain = sorted(words - set(self.tokenizer.all_special_ids))
+        self.register_buffer("words", torch.tensor(plain), persistent=False)
+        self.net, self.max_tokens, self.word_noise = net, max_tokens, word_noise
+        self.project = nn.Linear(net.config.hidden_size, width)
+        self.norm = nn.LayerNorm(width)
+
+    def check(self, titles: Sequence[str]) -> None:
+        """Raises ValueError if the tokenizer does not know more than a fifth of what these titles say."""
+        tokens = [token for ids in self.tokenizer(list(titles), add_special_tokens=False)["input_ids"] for token in ids]
+        unknown = tokens.count(self.tokenizer.unk_token_id) / max(len(tokens), 1)
+        if unknown > 0.2:
+            raise ValueError(
+                f"{unknown:.0%} of the tokens of titles such as {titles[0]!r} are unknown to the text encoder's "
+                "tokenizer; model.text_encoder=NAME takes another, such as bert-base-chinese."
+            )
+
+    def forward(self, titles: Sequence[str]) -> tuple[Tensor, Tensor]:
+        device = self.project.weight.device
+        words = self.tokenizer(
+            list(titles), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        )
+        ids, mask = words["input_ids"].to(device), words["attention_mask"].to(device)
+        if self.training and self.word_noise:
+            ids = self.noised(ids)
+        x = self.net(input_ids=ids, attention_mask=mask).last_hidden_state  # (batch, words, hidden)
+        return self.norm(self.project(x)), mask == 0
+
+    def noised(self, ids: Tensor) -> Tensor:
+        """Tokens (batch, words) with random words in place of a share `word_noise`; numbers and special ones stay."""
+        chosen = torch.isin(ids, self.words) & (torch.rand(ids.shape, device=ids.device) < self.word_noise)
+        other = self.words[torch.randint(len(self.words), ids.shape, device=ids.device)]
+        return torch.where(chosen, other, ids)
+
+
+class FeatureFilter(nn.Module):
+    """The product's tokens with what the title says of them: the paper's feature filter module.
+
+    e_f = Conv(Conv(CrossAttention(e_o, e_c)) * Conv(e_o)) + e_o, with query e_o and key = value = e_c; the
+    convolutions are 1x1, that is linear per token. e_o (batch, positions, width), e_c (batch, words, width); True in
+    `padding` (batch, words) is no word.
+    """
+
+    def __init__(self, width: int, num_heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, num_heads, dropout, batch_first=True)
+        self.title = nn.Linear(width, width)
+        self.product = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, product: Tensor, title: Tensor, padding: Tensor) -> Tensor:
+        heard, _ = self.attention(product, title, title, key_padding_mask=padding, need_weights=False)
+        return self.out(self.title(heard) * self.product(product)) + product
+
+
+@torch.no_grad()
+def ordinal_embeddings(weight: Tensor, vocabulary: Mapping[str, int]) -> None:
+    """Sets the rows of whole numbers > 0 to sines and cosines of their logarithm, in the deviation of the other rows.
+
+    The frequencies go from 1/2 to 16 radians per e-fold: from 'small or large' to 'five per cent more'.
+    """
+    numbers = {
+        int(word): row for word, row in vocabulary.items() if word.isascii() and word.isdigit() and int(word) > 0
+    }
+    if not numbers:
+        return
+    frequencies = 0.5 * 32 ** torch.linspace(0, 1, weight.shape[1] // 2)
+    angles = torch.tensor(list(numbers)).log()[:, None] * frequencies
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1) * 2**0.5 * weight.std()
+    weight[torch.tensor(list(numbers.values())), : waves.shape[1]] = waves.to(weight)

@@ -1,0 +1,57 @@
+"""RFNet as a reward: how sure it is that an advertising picture is usable (ECCV 2024, arXiv 2408.00418, F_AC)."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from src.data.batch import Batch
+from src.models.perception.system import load_perception
+from src.models.rfnet.system import RFNetSystem
+from src.rewards.base import Reward, Score
+from src.runtime.checkpoint import load
+
+MAPS = ("computed", "detached", "batch")
+
+
+class RFNetReward(Reward):
+    """log p(available), in (-inf, 0]; its mean negative is the paper's F_AC. Parts: the log-probability of every class.
+
+    `checkpoint`: RFNet's folder. `depth`, `saliency`: whatever `load_perception` takes; a map that RFNet was trained
+    without is not computed. `maps`: where the maps of the scored picture come from, which the paper leaves open.
+    "computed": from the picture, with gradient; "detached": from the picture, without gradient through the maps;
+    "batch": the batch's own depth and saliency, for pictures that come with them.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path = "checkpoints/rfnet-reward",
+        depth: str | Path = "checkpoints/depth",
+        saliency: str | Path = "checkpoints/saliency",
+        maps: str = "computed",
+    ) -> None:
+        super().__init__()
+        if maps not in MAPS:
+            raise ValueError(f"maps={maps}: choose one of {', '.join(MAPS)}.")
+        self.maps = maps
+        system = load(checkpoint)
+        if not isinstance(system, RFNetSystem):
+            raise ValueError(f"{checkpoint} holds {type(system).__name__}, not an RFNetSystem.")
+        if "available" not in system.classes:
+            raise ValueError(f"{checkpoint}: no class 'available' among {', '.join(system.classes)}.")
+        self.rfnet = system
+        needed = system.fields - {"image", "label"}
+        folders = {"depth": depth, "saliency": saliency} if maps != "batch" else {}
+        self.perception = nn.ModuleDict(
+            {field: load_perception(folder, field) for field, folder in folders.items() if field in needed}
+        )
+        self.fields = frozenset(needed - self.perception.keys())
+        self.freeze()
+
+    def score(self, images: Tensor, batch: Batch) -> Score:
+        seen = {field: batch[field] for field in self.fields}
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.maps == "computed"):
+            seen |= {field: net(images) for field, net in self.perception.items()}
+        log_probabilities = self.rfnet.log_probabilities({**seen, "image": images})  # (batch, classes)
+        parts = dict(zip(self.rfnet.classes, log_probabilities.unbind(dim=1), strict=True))
+        return Score(parts["available"], parts)

@@ -1,0 +1,213 @@
+"""RFNet, which tells usable advertising pictures from four kinds of unusable ones, and how it is trained.
+
+Du et al., "Towards Reliable Advertising Image Generation Using Human Feedback", ECCV 2024, arXiv 2408.00418.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassConfusionMatrix
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+from src.data.batch import CLASSES, Batch
+from src.metrics.availability import Availability, confusion_figure
+from src.metrics.calibration import temperature_errors
+from src.models.augmentation import augmented
+from src.models.rfnet.net import INPUTS, RFNet
+from src.models.rfnet.report import draw_report
+from src.runtime.schedules import SCHEDULES, adamw
+
+
+class RFNetSystem(L.LightningModule):
+    """RFNet: is an advertising picture usable, and if not, why; from picture, product, depth, saliency and title.
+
+    Args:
+        classes: names in the order of the labels; one is "available".
+        inputs: what the net sees: product, image, depth, saliency, title. Fewer are ablations; [image] is a plain
+            classifier.
+        image_encoder, encoder_options, encoder_pretrained, encoder_stage: a timm net, see `PictureEncoder`.
+        encoders: shared (one for all pictures), paired (image and product, depth and saliency) or separate.
+        image_size: side of image and product for their encoder, px; map_size: of depth and saliency.
+        unshuffle, grid: see `PictureEncoder`.
+        product_background: grey in [0, 1] behind the product; product_alpha: its alpha is the fourth channel of every
+            picture.
+        text_encoder, text_options, text_pretrained, max_title_tokens, ordinal_numbers, word_noise: see `TitleEncoder`.
+        width, num_heads: of all tokens and attention; num_filters: N1; num_fusion: N2; feedforward: width in those.
+        pooling: the classifier sees the mean of the tokens, or the "cls" one.
+        lr, weight_decay: of AdamW; warmup: share of the steps until the peak, then schedule "cosine" to 0, or "step"
+            to a tenth in the middle of training.
+        flip, colour: see `augmented`.
+        threshold: predicted available if p(available) is at least this; None: if it is the likeliest class.
+    """
+
+    targets = frozenset({"label"})
+    monitor = ("val/availability_ap", "max")
+
+    def __init__(
+        self,
+        classes: Sequence[str] = CLASSES,
+        inputs: Sequence[str] = INPUTS,
+        image_encoder: str = "resnet50",
+        encoder_options: Mapping[str, Any] | None = None,
+        encoder_pretrained: bool = False,
+        encoder_stage: int = -1,
+        encoders: str = "shared",
+        image_size: int = 384,
+        map_size: int = 384,
+        unshuffle: int = 1,
+        grid: int | None = None,
+        product_background: float = 0.5,
+        product_alpha: bool = False,
+        text_encoder: str = "src/data/showroom/text",
+        text_options: Mapping[str, Any] | None = None,
+        text_pretrained: bool = False,
+        max_title_tokens: int = 48,
+        ordinal_numbers: bool = False,
+        word_noise: float = 0.0,
+        width: int = 384,
+        num_heads: int = 8,
+        num_filters: int = 1,
+        num_fusion: int = 3,
+        feedforward: int = 1536,
+        dropout: float = 0.1,
+        pooling: str = "mean",
+        lr: float = 1e-4,
+        weight_decay: float = 0.01,
+        warmup: float = 0.05,
+        schedule: str = "cosine",
+        label_smoothing: float = 0.0,
+        flip: float = 0.5,
+        colour: float = 0.1,
+        threshold: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if schedule not in SCHEDULES:
+            raise ValueError(f"schedule={schedule}: choose one of {', '.join(SCHEDULES)}.")
+        self.net = RFNet(
+            len(classes), inputs, image_encoder, encoder_options, encoder_pretrained, encoder_stage, encoders,
+            image_size, map_size, unshuffle, grid, product_background, product_alpha, text_encoder, text_options,
+            text_pretrained, max_title_tokens, ordinal_numbers, word_noise, width, num_heads, num_filters, num_fusion,
+            feedforward, dropout, pooling,
+        )  # fmt: skip
+        self.classes = tuple(classes)
+        self.fields = frozenset({*inputs, "label"})
+        self.lr, self.weight_decay, self.warmup, self.schedule = lr, weight_decay, warmup, schedule
+        self.label_smoothing, self.flip, self.colour = label_smoothing, flip, colour
+        self.metrics = nn.ModuleDict({split: Availability(classes, threshold) for split in ("val", "test")})
+        self.counts = nn.ModuleDict({split: MulticlassConfusionMatrix(len(classes)) for split in ("val", "test")})
+        self.confusion: dict[str, Tensor] = {}  # of the latest val and test epoch
+        self.calibration = "Not calibrated."
+
+    def on_fit_start(self) -> None:
+        """Raises ValueError if the titles are in a language that the text encoder does not read."""
+        if "title" in self.net.inputs:
+            rows = self.trainer.datamodule.split("train")  # pyright: ignore[reportAttributeAccessIssue]
+            self.net.title.check([rows[index]["title"] for index in range(0, len(rows), -(-len(rows) // 50))])
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits (batch, classes), not calibrated."""
+        return self.net(batch)
+
+    def log_probabilities(self, batch: Batch) -> Tensor:
+        """Calibrated log-probabilities (batch, classes), float32, differentiable in the pictures."""
+        return F.log_softmax(self.net(batch) / self.net.temperature, dim=1)
+
+    def _step(self, batch: Batch, split: str) -> Tensor:
+        if split == "train":
+            batch = augmented(batch, self.flip, self.colour)
+        logits, labels = self.net(batch), batch["label"]
+        smoothing = self.label_smoothing if split == "train" else 0.0
+        loss = F.cross_entropy(logits / self.net.temperature, labels, label_smoothing=smoothing)
+        self.log(f"{split}/loss", loss, batch_size=len(labels), prog_bar=split == "train", sync_dist=split != "train")
+        if split != "train":
+            for metric in (self.metrics[split], self.counts[split]):
+                metric.update((logits / self.net.temperature).softmax(dim=1), labels)  # pyright: ignore
+        return loss
+
+    def training_step(self, batch: Batch) -> Tensor:
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: Batch) -> None:
+        self._step(batch, "val")
+
+    def test_step(self, batch: Batch) -> None:
+        self._step(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        self._measure("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._measure("test")
+
+    def _measure(self, split: str) -> None:
+        metric: Any = self.metrics[split]
+        counts: Any = self.counts[split]
+        self.log_dict({f"{split}/{name}": value for name, value in metric.compute().items()})
+        self.confusion[split] = counts.compute().cpu()
+        metric.reset()
+        counts.reset()
+        if isinstance(self.logger, TensorBoardLogger):
+            figure = confusion_figure(self.confusion[split], self.classes)
+            self.logger.experiment.add_figure(f"{split}/confusion", figure, self.global_step)
+
+    @torch.inference_mode()
+    def predict(self, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
+        """Uncalibrated logits (pictures, classes) and labels (pictures,), on the CPU, of batches on this device."""
+        training = self.training
+        self.eval()
+        pairs = [(self.net(batch).cpu(), batch["label"].cpu()) for batch in batches]
+        self.train(training)
+        logits, labels = zip(*pairs, strict=True)
+        return torch.cat(logits), torch.cat(labels)
+
+    def calibrate(self, batches: Iterable[Batch]) -> float:
+        """Sets the temperature that minimises the cross-entropy of `batches`, if it mends their calibration.
+
+        See `temperature_errors`.
+        """
+        errors = temperature_errors(*self.predict(batches))
+        best = min(errors, key=lambda temperature: errors[temperature])
+        self.net.temperature.fill_(best)
+        told = ", ".join(f"{error:.3f} at {temperature:.2f}" for temperature, error in errors.items())
+        self.calibration = f"Temperature {best:.2f}, chosen on the validation split by its calibration error: {told}."
+        return best
+
+    def configure_optimizers(self) -> Any:
+        return adamw(self, self.lr, self.weight_decay, self.warmup, self.schedule)
+
+    @property
+    def card(self) -> dict[str, str]:
+        """Texts of the model card."""
+        return {
+            "use": "Telling which generated advertising pictures are usable, filtering them (`python -m src.score "
+            "reward=rfnet`), and as the reward that tunes a generator. It wants the product cut-out in its place on "
+            "the canvas, and the shop's title.",
+            "limits": "It knows the products, rooms and faults of the data below and no others; the recalls below tell "
+            "its weak classes. A small net can be fooled by patterns made against it: look at the pictures that a "
+            "tuned generator makes. test_perceived/ has the maps that the depth and saliency nets make of the picture, "
+            "as `src.score` and a reward have them; test/ has the data's own, which are exact there: expect the "
+            f"former. {self.calibration}",
+        }
+
+    def assets(self, folder: Path) -> dict[str, Any]:
+        """Writes the tokenizer and the text encoder's configuration to folder/text."""
+        own = {"encoder_pretrained": False, "text_pretrained": False}
+        if "title" not in self.net.inputs:
+            return own
+        self.net.title.tokenizer.save_pretrained(folder / "text")
+        self.net.title.net.config.save_pretrained(folder / "text")
+        return {**own, "text_encoder": "./text", "text_options": None}
+
+    def report(self, data: Any, folder: Path) -> list[Path]:
+        """Draws ten test ads as the net sees them, `ads.png`, and the test split's `confusion.png`."""
+        if "test" not in self.confusion:
+            logits, labels = self.predict(data.batches("test", self.device))
+            self.confusion["test"] = multiclass_confusion_matrix(logits, labels, num_classes=len(self.classes))
+        return draw_report(self, data, folder)

@@ -1,0 +1,279 @@
+"""Checkpoint folders: weights (safetensors), configuration, metrics and a model card; no pickle, nothing outside.
+
+    model.safetensors   the state dict of `system.net`
+    config.yaml         model: {_target_: src...., arguments}; a value that begins with ./ is a path in the folder
+    metrics.json        {"test/...": number}
+    README.md           the card, generated
+
+and what the system's `assets` adds, such as a tokenizer. A system with `save_weights(folder, dtype)` writes its weights
+in another library's layout instead of model.safetensors; what its `assets` returns makes its arguments read them there.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from yaml import YAMLError
+
+from src.build import build
+
+WEIGHTS, CONFIG, METRICS, CARD = "model.safetensors", "config.yaml", "metrics.json", "README.md"
+ABOUT: tuple[str, ...] = (
+    "title",
+    "what",
+    "use",
+    "limits",
+    "data",
+    "command",
+    "time",
+    "machine",
+    "licence",
+)  # what a card must say
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+LOAD = """from src.runtime.checkpoint import load
+
+system = load("path/of/this/folder")  # in eval mode; every weight must fit"""
+SHOWN = 5  # keys named in an error
+ROOT = Path(__file__).parents[2]
+
+
+def located(name: str | Path) -> Path:
+    """`name` as it is; or in the project's folder, if only that is there: the YAMLs name shipped folders that way."""
+    return ROOT / name if not Path(name).exists() and (ROOT / name).exists() else Path(name)
+
+
+def save(
+    folder: str | Path,
+    system: Any,
+    model_config: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    about: Mapping[str, str],
+    dtype: str = "float32",
+) -> None:
+    """Writes the checkpoint folder of `system`; the metrics come last, so that a folder with metrics is complete.
+
+    Args:
+        model_config: the plain `{_target_: ..., arguments}` that builds the system.
+        metrics: name to number, such as {"test/availability_f1": 0.88}.
+        about: the card's texts, one for each of `ABOUT`; `data` says whether it is synthetic.
+        dtype: "float32", or "float16": half the size; loading casts back.
+
+    Raises ValueError if `about` lacks a text, or a weight is not finite or does not fit float16.
+    """
+    if missing := [part for part in ABOUT if not about.get(part)]:
+        raise ValueError(f"{folder}: the model card lacks {', '.join(missing)}.")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r}: choose from {', '.join(DTYPES)}.")
+    folder = Path(folder)
+    own = getattr(system, "save_weights", None)
+    state = {} if own else system.net.state_dict()
+    weights = {key: _stored(key, value, DTYPES[dtype]) for key, value in state.items()}
+    for key, value in system.net.state_dict().items() if own else ():
+        _stored(key, value, DTYPES[dtype])  # raises before anything is written
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (folder / METRICS, *folder.rglob("*.safetensors")):
+        old.unlink(missing_ok=True)
+    model = {**model_config, **system.assets(folder)}
+    (folder / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create({"model": model})), encoding="utf-8")
+    numbers = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
+    (folder / CARD).write_text(card(system, numbers, about, dtype), encoding="utf-8")
+    if own:
+        own(folder, DTYPES[dtype])
+    else:
+        save_file(weights, folder / f"{WEIGHTS}.part", metadata={"format": "pt"})
+        os.replace(folder / f"{WEIGHTS}.part", folder / WEIGHTS)
+    part = folder / f"{METRICS}.part"
+    part.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    part.replace(folder / METRICS)
+
+
+def round_weights(net: nn.Module, dtype: str) -> None:
+    """Rounds the weights in place to what a folder of this dtype holds, so that they are measured as they ship.
+
+    Adapters, which a folder holds merged, are rounded apart from the weights that they are added to.
+
+    Raises ValueError if one is not finite or does not fit float16.
+    """
+    with torch.no_grad():
+        for name, weight in (*net.named_parameters(), *net.named_buffers()):
+            if weight.is_floating_point():
+                weight.copy_(_stored(name, weight, DTYPES[dtype]))
+
+
+def load(folder: str | Path, device: str | torch.device = "cpu") -> L.LightningModule:
+    """The system of a checkpoint folder, in eval mode on `device`; the global random state is left as it was.
+
+    Raises ValueError naming folder and file if a file is missing, truncated or unreadable, or the weights do not fit.
+    """
+    folder = located(folder)
+    node = model_config(folder)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            system = build(node)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
+    net = getattr(system, "net", None)
+    if not isinstance(system, L.LightningModule) or not isinstance(net, nn.Module):
+        raise ValueError(f"{folder / CONFIG}: {node['_target_']} is not a system with a net.")
+    if not hasattr(system, "save_weights"):
+        load_weights(net, folder)
+    return system.to(device).eval()
+
+
+def model_config(folder: str | Path) -> dict[str, Any]:
+    """The plain `{_target_: ..., arguments}` of a checkpoint folder, paths within the folder made whole."""
+    folder = located(folder)
+    file = folder / CONFIG
+    _exists(file)
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not readable YAML: {' '.join(str(error).split())}") from None
+    node = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(node, dict) or "_target_" not in node:
+        raise ValueError(f"{file} has no model with a _target_.")
+    return _whole(node, folder)
+
+
+def load_weights(net: nn.Module, folder: str | Path) -> None:
+    """Fills `net` with a checkpoint folder's weights, cast to the net's own types; every key and shape must fit."""
+    file = located(folder) / WEIGHTS
+    state, own = read_weights(file), net.state_dict()
+    problems = [
+        f"{what} {', '.join(keys[:SHOWN])}{f' and {len(keys) - SHOWN} more' if len(keys) > SHOWN else ''}"
+        for what, keys in (
+            ("lacks", sorted(own.keys() - state.keys())),
+            ("has the unknown", sorted(state.keys() - own.keys())),
+            ("has another shape for", [
+                f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+                for key in sorted(own.keys() & state.keys())
+                if state[key].shape != own[key].shape
+            ]),
+        )
+        if keys
+    ]  # fmt: skip
+    if problems:
+        raise ValueError(f"{file} does not fit {type(net).__name__}: it {'; '.join(problems)}.")
+    net.load_state_dict(state)
+
+
+def read_weights(file: str | Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a foreign .pt or .pth file that holds nothing but plain containers."""
+    file = Path(file)
+    _exists(file)
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is truncated or not a safetensors file: {error}") from None
+    except Exception as error:  # torch.load has no one error for a torn, foreign or unsafe file
+        raise ValueError(f"{file} cannot be read as plain weights: {str(error).splitlines()[0]}") from None
+
+
+def card(system: Any, metrics: Mapping[str, float | None], about: Mapping[str, str], dtype: str) -> str:
+    """The model card, in Markdown."""
+    parameters = sum(parameter.numel() for parameter in system.net.parameters())
+    rows = [f"| {name} | {'-' if value is None else format(value, '.4g')} |" for name, value in metrics.items()]
+    return f"""---
+license: {about["licence"].partition(":")[0].lower()}
+library_name: pytorch
+---
+# {about["title"]}
+
+{about["what"]}
+
+{parameters:,} parameters, stored as {dtype}; `{type(system).__module__}.{type(system).__qualname__}`.
+
+## Intended use
+
+{about["use"]}
+
+## Limits
+
+{about["limits"]}
+
+## Data
+
+{about["data"]}
+
+## Training
+
+```
+{about["command"]}
+```
+
+Time: {about["time"]}. Machine: {about["machine"]}.
+
+## Metrics
+
+| metric | value |
+|---|---|
+{chr(10).join(rows) or "| none measured | |"}
+
+## How to load
+
+```python
+{about.get("load", LOAD)}
+```
+
+## Licence
+
+{about["licence"]}
+"""
+
+
+def licence_of(folder: str | Path) -> str:
+    """The licence that the card in a folder names; of weights without one: that it is theirs, whatever that is."""
+    file = located(folder) / CARD
+    told = re.search(r"^license: *(\S+)$", file.read_text(encoding="utf-8"), re.M) if file.is_file() else None
+    if told and told[1] != "other":
+        return "Apache-2.0" if told[1] == "apache-2.0" else told[1]
+    return f"Other: that of {folder}, from whose weights these were trained."
+
+
+def fingerprint(net: nn.Module, without: Container[str] = ()) -> str:
+    """A hash of the names and values of a net's weights, wherever they lie, but for those of the names `without`."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted((name, tensor) for name, tensor in net.state_dict().items() if name not in without):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _stored(key: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    value = value.detach().cpu()
+    if not value.is_floating_point():
+        return value.clone().contiguous()
+    stored = value.to(dtype, copy=True).contiguous()
+    if not stored.isfinite().all():
+        why = f"does not fit {dtype}" if value.isfinite().all() else "is not finite"
+        raise ValueError(f"The weight {key} {why}; nothing was saved.")
+    return stored
+
+
+def _whole(node: Any, folder: Path) -> Any:
+    if isinstance(node, dict):
+        return {key: _whole(value, folder) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_whole(value, folder) for value in node]
+    return str(folder / node) if isinstance(node, str) and node.startswith("./") else node
+
+
+def _exists(file: Path) -> None:
+    if not file.parent.is_dir():
+        raise ValueError(f"There is no checkpoint folder {file.parent}.")
+    if not file.is_file():
+        raise ValueError(f"{file.parent} is not a complete checkpoint folder: {file.name} is missing.")

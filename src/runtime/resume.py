@@ -1,0 +1,156 @@
+"""What makes a killed run end in the very weights of an unbroken one: a clean moment to save, an atomic write, and
+random numbers that depend on the step alone. (The order of the data is `src.data.samplers.TrainBatches`'s part.)"""
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from omegaconf import OmegaConf
+
+# May change on resuming: the result does not depend on them.
+FREE = ("data.num_workers", "data.source.cache", "data.cache", "data.root", "data.quarantine", "data.verify")
+# Of the trainer's arguments, those that must not change: which batches a step sees, what it does with them, and the
+# length, from which the learning rate of every step is reckoned.
+KEPT = ("precision", "accumulate_grad_batches", "limit_train_batches", "gradient_clip_val", "max_steps", "max_epochs")
+
+
+def open_run(out: Path, config: dict[str, Any]) -> Path | None:
+    """The checkpoint to go on from, None to begin; writes `out/config.yaml`."""
+    file, last = out / "config.yaml", out / "last.ckpt"
+    if rank_zero_only.rank == 0:
+        trained = out.is_dir() and bool({entry.name for entry in out.iterdir()} - {file.name, "logs"})
+        if not config["resume"] and trained:
+            raise ValueError(f"{out} is not empty; resume=true goes on with the run in it, out=FOLDER begins another.")
+        if file.is_file() and (trained or config["resume"]):
+            old = OmegaConf.to_container(OmegaConf.load(file))
+            if changed := differences(same_run(old), same_run(config)):
+                raise ValueError(f"{out} holds a run with another {changed}; resume it as it was.")
+        elif trained and last.exists():
+            raise ValueError(f"{out} has a last.ckpt but no config.yaml: it cannot be told what run it is.")
+        out.mkdir(parents=True, exist_ok=True)
+        part = file.with_name("config.yaml.part")
+        part.write_text(OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
+        part.replace(file)
+    return last if config["resume"] and last.is_file() else None
+
+
+def flat(config: Mapping, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys and values of a configuration, without those that may always change."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        found |= flat(value, f"{name}.") if isinstance(value, Mapping) else {} if name in FREE else {name: value}
+    return found
+
+
+def same_run(config: Any) -> dict[str, Any]:
+    """What must not change on resuming, as dotted keys and values."""
+    kept = {f"trainer.{name}" for name in KEPT}
+    parts = ("model.", "data.", "seed")
+    return {name: value for name, value in flat(config).items() if name in kept or name.startswith(parts)}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The keys that have another value, with both, None where there is none; empty: there are no such keys."""
+    names = sorted(old.keys() | new.keys())
+    return ", ".join(f"{k} ({old.get(k)} -> {new.get(k)})" for k in names if old.get(k) != new.get(k))
+
+
+def batches_trained(trainer: L.Trainer) -> int:
+    """The number of training batches done, over all epochs and resumptions, in this process."""
+    total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+    return total.processed
+
+
+class LastCheckpoint(Callback):
+    """Keeps `path` the state of a recent step: every `every` optimizer steps, and at the end of training.
+
+    It saves when the next batch is about to start: then everything that belongs to the step before (schedulers,
+    validation, the best checkpoint) is done, so nothing is skipped or done twice on resuming.
+    """
+
+    def __init__(self, path: Path, every: int):
+        if every < 1:
+            raise ValueError(f"checkpoint_every={every} must be at least 1.")
+        self.path, self.every = path, every
+        self.saved = 0  # the optimizer step of the file
+        self.seconds = 0.0  # spent training up to the file
+        self._since = time.monotonic()
+        self._logged: int | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._since = time.monotonic()
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        loop = trainer.fit_loop.epoch_loop
+        if self._logged is not None:  # the first batch after resuming: Lightning has counted it twice
+            loop.batch_progress.total.ready = loop.batch_progress.total.completed + 1
+            loop._batches_that_stepped, self._logged = self._logged, None
+        step = trainer.global_step
+        between_steps = batch_idx % trainer.accumulate_grad_batches == 0
+        if between_steps and step != self.saved and step % self.every == 0:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        self.saved = trainer.global_step
+        now = time.monotonic()
+        self.seconds, self._since = self.seconds + now - self._since, now
+        trainer.save_checkpoint(self.path)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint["steps_logged"] = trainer.fit_loop.epoch_loop._batches_that_stepped
+        checkpoint["world_size"] = trainer.world_size
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        if (processes := checkpoint.get("world_size", trainer.world_size)) != trainer.world_size:
+            raise ValueError(
+                f"{self.path} was trained by {processes} processes, these are {trainer.world_size}: batches would be "
+                f"seen twice or never. Resume with trainer.devices={processes}."
+            )
+        self._logged = checkpoint.get("steps_logged")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"saved": self.saved, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.saved, self.seconds = state_dict["saved"], state_dict["seconds"]
+
+
+class StepSeed(Callback):
+    """Seeds torch, on all devices, from (seed, batch, rank) before every training batch.
+
+    The batch counts through all epochs, so accumulated batches differ too.
+    """
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        words = [self.seed, batches_trained(trainer), trainer.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1))
+
+
+class AtomicIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, written beside the old one and then renamed over it.
+
+    Lightning's own writer goes through the temporary folder, from where a move to another disk is a copy that a kill
+    leaves torn.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        torch.save(checkpoint, part)
+        part.replace(path)

@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.data.images import decoded, opened
+
+
+def file(image: Image.Image, path: Path) -> bytes:
+    image.save(path)
+    return path.read_bytes()
+
+
+def test_every_mode_becomes_the_batch_s(tmp_path):
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    deep = opened(file(Image.fromarray(ramp), tmp_path / "deep.png"), "depth")
+    assert deep.mode.startswith("I")
+    assert np.array_equal(decoded(deep, "depth", 8, "squash")[0], np.round(ramp / 257))
+    for mode in ("L", "P", "CMYK", "RGBA", "1"):
+        suffix = "tif" if mode == "CMYK" else "png"
+        image = opened(file(Image.new("RGB", (8, 8), "white").convert(mode), tmp_path / f"{mode}.{suffix}"), "image")
+        assert image.mode == mode
+        assert (decoded(image, "image", 4, "squash") == 255).all()
+    clear = opened(file(Image.new("RGBA", (8, 8), (255, 0, 0, 0)), tmp_path / "clear.png"), "image")
+    assert (decoded(clear, "image", 4, "squash") == 255).all()  # on white, not the red that is hidden
+    grey = opened(file(Image.new("LA", (8, 8), (90, 255)), tmp_path / "la.png"), "product")
+    assert decoded(grey, "product", 4, "squash")[:, 0, 0].tolist() == [90, 90, 90, 255]
+    with pytest.raises(ValueError, match=r"neither 8 nor 16 bits"):
+        decoded(opened(file(Image.new("F", (8, 8)), tmp_path / "float.tif"), "depth"), "depth", 4, "squash")
+
+
+def test_fit_squashes_or_pads(tmp_path):
+    wide = Image.new("RGB", (40, 20), "black")
+    assert decoded(wide, "image", 10, "squash").sum() == 0
+    padded = decoded(wide, "image", 10, "pad")
+    assert padded.shape == (3, 10, 10)
+    assert (padded[:, :2] == 255).all()
+    assert (padded[:, 3:7] == 0).all()
+    product = decoded(Image.new("RGBA", (20, 40), (9, 9, 9, 255)), "product", 10, "pad")
+    assert product[3, 5].tolist() == [0, 0, *[255] * 5, 0, 0, 0]
+    stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (64, 32)))
+    assert np.ptp(decoded(stripes, "depth", 8, "squash").astype(int)) <= 64  # aliasing would leave 0 or 255
+
+
+def test_hidden_colour_does_not_bleed_into_the_product():
+    pixels = np.zeros((32, 32, 4), np.uint8)
+    pixels[..., 0] = 255  # red where transparent
+    pixels[:, 10:22] = (0, 0, 255, 255)
+    red, _, blue, alpha = decoded(Image.fromarray(pixels), "product", 8, "squash")
+    assert ((alpha > 0) & (alpha < 255)).any()
+    assert red[alpha > 0].max() <= 2
+    assert blue[alpha > 0].min() >= 253

@@ -1,0 +1,92 @@
+"""The attribute reader: what a prompt names, what a picture shows, and the share of it that agrees."""
+
+import math
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+
+from src.build import build
+from src.config import compose
+from src.data.module import AdData
+from src.data.showroom.rooms import COLOURS, LIGHTS, MATERIALS
+from src.data.showroom.scene import brief
+from src.data.showroom.text import PATTERN_WORDS, prompt
+from src.models.attributes.system import AttributeReader, named
+
+TINY: dict[str, Any] = {
+    "attributes": {
+        "wall": {"ends": ["wall"], "values": ["blue", "sky blue", "red"]},
+        "light": {"ends": ["light", "daylight"], "values": ["warm", "cool"]},
+    },
+    "image_encoder": "test_resnet",
+    "image_size": 32,
+    "width": 16,
+    "lr": 1e-2,
+}
+
+
+def test_a_value_is_the_longest_in_the_clause_with_one_of_the_ends():
+    walls = ["blue", "sky blue", "red"]
+    assert named("a chair, sky blue painted wall, next to a red lamp", ["wall"], walls) == 1
+    assert named("a chair, blue wall", ["wall"], walls) == 0
+    assert named("a wall clock in red, oak floor", ["wall"], walls) == -100  # no clause ends in wall
+    assert named("a chair, reddish wall", ["wall"], walls) == -100  # no whole word
+    assert named("", ["wall"], walls) == -100
+
+
+def test_the_yaml_reads_every_prompt_of_the_showroom():
+    reader = build(compose("fit", ["model=reader"]).model)
+    for group in range(300):
+        plan = brief(0, "train", group)
+        found = {name: values[named(prompt(plan), ends, values)] for name, (ends, values) in reader.attributes.items()}
+        what = plan.setting
+        expected = {"wall": what.wall, "pattern": PATTERN_WORDS[what.pattern], "floor": what.floor, "light": what.light}
+        assert found == expected
+    values = {name: set(values) for name, (_, values) in reader.attributes.items()}
+    assert values["wall"] == set(COLOURS)
+    assert values["floor"] == set(MATERIALS)
+    assert values["light"] == set(LIGHTS)
+    assert values["pattern"] == set(PATTERN_WORDS.values())
+
+
+class Walls:
+    """Pictures of one colour with the prompts that say so."""
+
+    classes = ("any",)
+    fields = frozenset({"key", "image", "prompt"})
+
+    def split(self, name: str) -> list[dict]:
+        def record(i: int) -> dict:
+            picture = np.zeros((3, 32, 32), np.uint8)
+            picture[2 if i % 2 else 0] = 200
+            return {"key": f"{i}", "image": picture, "prompt": f"a chair, {'blue' if i % 2 else 'red'} wall"}
+
+        return [record(i) for i in range(32)]
+
+
+def test_it_learns_and_says_which_pictures_follow_their_prompts():
+    torch.manual_seed(0)
+    reader = AttributeReader(**TINY)
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=24, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    data = AdData(Walls(), batch_size=8, num_workers=0)
+    trainer.fit(reader, data)
+    assert float(trainer.callback_metrics["val/wall"]) == 1
+    assert float(trainer.callback_metrics["val/accuracy"]) == 1  # lights, which no prompt names, do not count
+    reader.eval()
+    images = next(iter(data.batches("test")))["image"][:2]  # red, blue
+    followed = reader.followed(images, ["red wall", "red wall, warm light"])
+    assert followed["wall"].tolist() == [1, 0]
+    assert math.isnan(float(followed["light"][0]))
+    assert float(followed["light"][1]) in (0, 1)
+
+
+def test_a_batch_that_names_nothing_has_a_loss_of_zero():
+    reader = AttributeReader(**TINY)
+    loss = reader.loss(reader(torch.rand(2, 3, 32, 32)), reader.labels(["nothing", "at all"]))
+    loss.backward()
+    assert float(loss.detach()) == 0
