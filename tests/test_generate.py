@@ -51,6 +51,10 @@ def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     return main()
 
 
+def pixels(file: Path) -> np.ndarray:
+    return np.asarray(Image.open(file)).astype(int)
+
+
 def manifest(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
 
@@ -202,11 +206,15 @@ def test_a_picture_that_is_gone_is_painted_again_and_a_foreign_one_never_painted
 ):
     out, words = tmp_path / "ads", [*words, *shop(tmp_path, 3), "attempts=1"]
     assert command(monkeypatch, *words, f"out={out}") == 0
-    rows, picture = manifest(out), (out / "p1.png").read_bytes()
+    rows, picture = manifest(out), pixels(out / "p1.png")
     (out / "p1.png").unlink()
     assert command(monkeypatch, *words, f"out={out}") == 0
-    assert (out / "p1.png").read_bytes() == picture
-    assert sorted(manifest(out), key=lambda row: row["key"]) == sorted(rows, key=lambda row: row["key"])
+    # Alone in its batch this time: some processors then round the last bit differently.
+    assert np.abs(pixels(out / "p1.png") - picture).max() <= 1
+    for again, row in zip(*(sorted(them, key=lambda row: row["key"]) for them in (manifest(out), rows)), strict=True):
+        assert again.pop("values") == pytest.approx(row.pop("values"), abs=1e-4)
+        assert again.pop("value") == pytest.approx(row.pop("value"), abs=1e-4)
+        assert again == row
     mine = cutout(tmp_path / "mine/p2.png")
     before = mine.read_bytes()
     assert command(monkeypatch, *words, f"out={mine.parent}") == 2

@@ -46,7 +46,8 @@ def test_the_card_names_generator_reward_and_regularizer_and_the_generators_lice
     system = RFFT(load_generator(folder), Redness(), ConsistentCondition(0.5), LateRandom(0.5))
     told = system.card
     assert told["what"] == (
-        f"{folder}, its controlnet tuned by RFFT: the reward is Redness, held by ConsistentCondition with beta 0.5."
+        f"{folder}, its controlnet tuned by RFFT: "
+        "the reward is Redness, regularized by ConsistentCondition with beta 0.5."
     )
     assert told["licence"] == f"Other: that of {folder}, from whose weights these were trained."
     about = {"title": "t", "data": "d", "command": "c", "time": "t", "machine": "m", **told}

@@ -501,7 +501,7 @@ def train(
     system = rfft(
         regularizer or ConsistentCondition(0.1),
         steps or LateRandom(1 / 3, 2),
-        **{"lr": 5e-3, "ema": 0.8, "views": RewardAugmentation(1, 2, 0.5, 0.01)} | change,
+        **{"lr": 5e-3, "ema": 0.8, "reward_augmentation": RewardAugmentation(1, 2, 0.5, 0.01)} | change,
     )
     node = {"_target_": "src.models.rfft.system.RFFT", "generator": {}}
     config = configuration(out, model=node, resume=resume)
