@@ -18,6 +18,7 @@ import logging
 import os
 import platform
 import shlex
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -28,6 +29,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import OmegaConf
 
@@ -47,6 +49,11 @@ def main() -> None:
     assert isinstance(config, dict)
     try:
         run({str(key): value for key, value in config.items()})
+    except SIGTERMException:
+        state = Path(config["out"]) / "last.ckpt"
+        kept = f"resume=true continues from {state}" if state.exists() else "no state was saved yet"
+        print(f"fit: stopped by SIGTERM; {kept}.", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
     except (ValueError, OSError, MisconfigurationException) as error:
         if config.get("debug"):
             raise
@@ -115,7 +122,11 @@ def fit(system: Any, data: AdData, config: dict[str, Any]) -> dict[str, float]:
 
     trainer = new_trainer(out, config, monitor, [keeper, StepSeed(config["seed"])])
     trainer.fit(system, data, ckpt_path=last, weights_only=True)
-    if weights == "best":
+    if weights == "best" and not (out / "best.ckpt").is_file():
+        warnings.warn(
+            "weights=best: the run ended before the first validation; its last weights are taken.", stacklevel=2
+        )
+    elif weights == "best":
         state = torch.load(out / "best.ckpt", map_location="cpu", weights_only=True)
         system.load_state_dict(state["state_dict"])
     device = trainer.strategy.root_device

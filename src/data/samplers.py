@@ -12,6 +12,7 @@ class TrainBatches(DistributedSampler):
     The order is a pure function of (seed, epoch). `position` tells how many batches the run has trained on, in all
     epochs; iteration starts right there, at no cost, so a resumed run needs no state of its own. Batch j of rank r is
     slice (j, r) of the order: no index twice in an epoch, at most one global batch's worth of indices left out.
+    `limit` is `trainer.limit_train_batches`; the length is that of the whole epoch, of which Lightning takes its share.
     """
 
     def __init__(
@@ -27,10 +28,11 @@ class TrainBatches(DistributedSampler):
         super().__init__(range(num_records), num_replicas, rank, seed=seed)  # pyright: ignore[reportArgumentType]
         whole = num_records // (batch_size * num_replicas)
         self.num_records, self.batch_size, self.position = num_records, batch_size, position
+        self.whole = whole
         self.num_batches = min(limit, whole) if isinstance(limit, int) else int(limit * whole)
 
     def __len__(self) -> int:
-        return self.num_batches
+        return self.whole
 
     def __iter__(self) -> Iterator[list[int]]:
         epoch, start = divmod(self.position(), self.num_batches)

@@ -70,9 +70,13 @@ def batches_trained(trainer: L.Trainer) -> int:
     return total.processed
 
 
+FINITE_EVERY = 10  # optimizer steps between two checks that the weights are finite
+
+
 class LastCheckpoint(Callback):
     """Keeps `path` the state of a recent step: every `every` optimizer steps, and at the end of training.
 
+    Weights that are not finite are never saved: they stop the run with a ValueError, which leaves the last good state.
     It saves when the next batch is about to start: then everything that belongs to the step before (schedulers,
     validation, the best checkpoint) is done, so nothing is skipped or done twice on resuming.
     """
@@ -81,7 +85,7 @@ class LastCheckpoint(Callback):
         if every < 1:
             raise ValueError(f"checkpoint_every={every} must be at least 1.")
         self.path, self.every = path, every
-        self.saved = 0  # the optimizer step of the file
+        self.saved = -1  # the optimizer step of the file; the first is step 0, so that a full disk is noticed at once
         self.seconds = 0.0  # spent training up to the file
         self._since = time.monotonic()
         self._logged: int | None = None
@@ -96,13 +100,25 @@ class LastCheckpoint(Callback):
             loop._batches_that_stepped, self._logged = self._logged, None
         step = trainer.global_step
         between_steps = batch_idx % trainer.accumulate_grad_batches == 0
+        if between_steps and step % FINITE_EVERY == 0:
+            self._check(trainer)
         if between_steps and step != self.saved and step % self.every == 0:
             self._save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._save(trainer)
 
+    def _check(self, trainer: L.Trainer) -> None:
+        weights = [weight.detach() for weight in trainer.lightning_module.parameters() if weight.requires_grad]
+        if weights and not torch.stack([weight.sum().float() for weight in weights]).isfinite().all():
+            kept = f"{self.path} keeps step {self.saved}" if self.path.exists() else "no earlier state was saved"
+            raise ValueError(
+                f"at step {trainer.global_step} the weights are no longer finite, as after a loss or gradient that is "
+                f"NaN or infinite; {kept}. A smaller model.lr or trainer.gradient_clip_val may help."
+            )
+
     def _save(self, trainer: L.Trainer) -> None:
+        self._check(trainer)
         self.saved = trainer.global_step
         now = time.monotonic()
         self.seconds, self._since = self.seconds + now - self._since, now
@@ -147,6 +163,16 @@ class AtomicIO(TorchCheckpointIO):
     Lightning's own writer goes through the temporary folder, from where a move to another disk is a copy that a kill
     leaves torn.
     """
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Raises ValueError for a file that cannot be read."""
+        try:
+            return super().load_checkpoint(path, *args, **kwargs)
+        except Exception as error:  # torch.load has no one error for a torn or foreign file
+            raise ValueError(
+                f"{path} is torn or no training state ({str(error).splitlines()[0]}); put a whole copy in its place, "
+                "or begin anew in another out=FOLDER."
+            ) from None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
         path = Path(path)

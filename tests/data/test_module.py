@@ -125,8 +125,16 @@ def test_a_resumed_order_is_the_rest_of_an_unbroken_one(position):
 @pytest.mark.parametrize("limit", [4, 0.7])
 def test_a_limited_epoch_is_shorter_and_still_reshuffled(limit):
     batches = TrainBatches(26, 4, 0, limit=limit, position=lambda: 4)
-    assert len(batches) == 4
+    assert len(batches) == 6  # of the whole epoch: Lightning takes its share of that
     assert list(batches) == batches_of(26, 4, 1, epoch=1)[0][:4]
+
+
+@pytest.mark.parametrize(("limit", "steps"), [(0.5, 3), (0.7, 4), (2, 2), (1.0, 6)])
+def test_a_trainer_trains_on_the_share_of_an_epoch_that_it_is_limited_to(limit, steps):
+    system = Watcher()
+    trainer(max_epochs=2, limit_train_batches=limit).fit(system, AdData(Numbers(), batch_size=4, num_workers=0))
+    assert len(system.seen) == 2 * steps  # 24 rows: 6 batches an epoch
+    assert len(set(flat(system.seen[:steps]))) == 4 * steps
 
 
 def test_a_run_is_the_same_for_any_number_of_workers():
