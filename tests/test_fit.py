@@ -242,6 +242,44 @@ class Killer:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def test_a_torn_state_is_named(tmp_path):
+    train(tmp_path, max_epochs=1)
+    whole = (tmp_path / "last.ckpt").read_bytes()
+    (tmp_path / "last.ckpt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"last\.ckpt is torn or no training state"):
+        train(tmp_path, resume=True, max_epochs=1)
+
+
+@pytest.mark.parametrize("bad", [1, 7])
+def test_weights_that_are_not_finite_stop_the_run_and_the_last_good_state_stays(bad, tmp_path, monkeypatch):
+    whole_step, count = Tiny.training_step, iter(range(100))
+
+    def step(self, batch):
+        return whole_step(self, batch) * (torch.nan if next(count) == bad else 1)
+
+    monkeypatch.setattr(Tiny, "training_step", step)
+    with pytest.raises(ValueError, match=r"the weights are no longer finite.*keeps step"):
+        train(tmp_path, max_epochs=9)
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert state["global_step"] == bad // 4 * 4
+    assert all(value.isfinite().all() for value in state["state_dict"].values())
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_sigterm_is_an_error_that_says_how_to_resume(tmp_path):
+    words = ["model=saliency", "model.image_size=32", "data.source.num={train: 8, val: 4, test: 4}", "threads=1"]
+    words += ["data.source.cache=null", "data.num_workers=0", "data.batch_size=4", "checkpoint_every=1"]
+    command = [sys.executable, "-m", "src.fit", *words, "trainer.max_steps=5000", f"out={tmp_path / 'run'}"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run/last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    run.send_signal(signal.SIGTERM)
+    _, told = run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGTERM
+    assert told.strip().splitlines()[-1].startswith("fit: stopped by SIGTERM; resume=true continues from")
+
+
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="is not empty; resume=true"):
