@@ -1,4 +1,4 @@
-"""Can the class be read off simple statistics? `python -m benchmarks.shortcuts [NUM]`
+"""Can the class be read off simple statistics? `python -m benchmarks.shortcuts [NUM]`; writes results/shortcuts.json.
 
 Fits a logistic regression on mean colour, contrast, edge density, product size and place, file order and the like, on
 the showroom's training split, and prints its macro-F1 on the test split: a world that leaks its labels would show here.
@@ -6,7 +6,12 @@ A second figure adds mean and deviation of depth and saliency. Those two maps ar
 product is salient beyond its mask), so it lies higher; it tells how far the evidence goes without looking at shapes.
 """
 
+import json
+import os
+import platform
 import sys
+from datetime import date
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -18,6 +23,8 @@ from sklearn.preprocessing import StandardScaler
 
 from src.data.batch import Record
 from src.data.showroom.world import Pictures, Showroom
+
+RESULTS = Path(__file__).parent / "results" / "shortcuts.json"
 
 
 def statistics(record: Record, index: int, maps: bool) -> list[float]:
@@ -53,10 +60,17 @@ def macro_f1(num: int, maps: bool = False, cache: str | None = None, seed: int =
     return tuple(float(f1_score(test[1], m.predict(test[0]), average="macro")) for m in (model, guess))  # type: ignore[return-value]
 
 
-if __name__ == "__main__":
+def main() -> None:
     cv2.setNumThreads(1)
-    size = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
+    size, results = int(sys.argv[1]) if len(sys.argv) > 1 else 2000, {}
     for maps in (False, True):
         found, chance = macro_f1(size, maps, cache=".cache/showroom")
-        what = "picture and file" if not maps else "picture, file, depth and saliency"
+        what = "image and file" if not maps else "image, file, depth and saliency"
         print(f"logistic regression on statistics of {what}: macro-F1 {found:.3f} (guessing: {chance:.3f})")
+        results |= {f"macro-F1, statistics of {what}": found, "macro-F1, guessing": chance}
+    about = {"machine": f"{os.cpu_count()} CPU cores ({platform.machine()})", "date": date.today().isoformat()}
+    RESULTS.write_text(json.dumps(about | {"images": size} | results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
