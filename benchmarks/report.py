@@ -63,6 +63,11 @@ def metrics(checkpoint: str) -> dict[str, float]:
     return json.loads((ROOT / "checkpoints" / checkpoint / "metrics.json").read_text(encoding="utf-8"))
 
 
+def found() -> dict[str, dict[str, float]]:
+    """The metrics of every checkpoint folder."""
+    return {path.parent.name: metrics(path.parent.name) for path in (ROOT / "checkpoints").glob("*/metrics.json")}
+
+
 def parameters(folder: str) -> str:
     """The number of weights below a checkpoint folder, in millions."""
     total = 0
@@ -87,17 +92,36 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def zoo() -> str:
     """The models of `ZOO`, each with its metrics and size."""
-    found = {path.parent.name: metrics(path.parent.name) for path in (ROOT / "checkpoints").glob("*/metrics.json")}
     lines = []
     for model, task, metric, name, command in ZOO:
         for title, number in PAPERS.items():
             model = model.replace(title, f"[{title}](https://arxiv.org/abs/{number})")
-        told = metric.format(**found, demo=result("demo"))
+        told = metric.format(**found(), demo=result("demo"))
         where = (
             f"[{name}](checkpoints/{name})" if (ROOT / "checkpoints" / name / "README.md").is_file() else "`make demo`"
         )
         lines.append([model, task, told, *([parameters(name), command, where] if name else "---")])
     return table(["model", "task", "metric", "parameters", "command", "checkpoint"], lines)
+
+
+def checkpoints() -> str:
+    """The shipped folders, as seen from checkpoints/."""
+    maps = [
+        (
+            "",
+            f"the judge's own {name} net",
+            f"{title} {metrics(f'judge-{name}')[f'test/{key}']:.3f}",
+            f"judge-{name}",
+            "",
+        )
+        for name, title, key in (("depth", "Spearman", "spearman"), ("saliency", "max-F", "max_f"))
+    ]
+    lines = [
+        [f"[{name}]({name})", task, parameters(name), metric.format(**found(), demo=result("demo"))]
+        for _, task, metric, name, _ in (*ZOO, *maps)
+        if (ROOT / "checkpoints" / name / "README.md").is_file() and name
+    ]
+    return table(["folder", "task", "parameters", "metric on the test split"], lines)
 
 
 def demo() -> str:
@@ -243,18 +267,24 @@ def speed() -> str:
     return table(["measure", "value"], lines)
 
 
+def shortcuts() -> str:
+    told = {name: value for name, value in result("shortcuts").items() if name.startswith("macro-F1")}
+    return table(["", "macro-F1"], ([name.removeprefix("macro-F1, "), text(value)] for name, value in told.items()))
+
+
 def measured() -> str:
     """What each result was measured with: its command, machine and date."""
     lines = []
     for name, about in result("measured").items():
         machine = about.get("machine") or result(name)["machine"]
-        lines.append([f"[{name}](results/{name}.json)", f"`{about['command']}`", machine, about["date"]])
+        day = about.get("date") or result(name)["date"]
+        lines.append([f"[{name}](results/{name}.json)", f"`{about['command']}`", machine, day])
     return table(["result", "command", "machine", "date"], lines)
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    **{of.__name__: of for of in (zoo, demo, matrix, remedies, rfnet, recall, generate, cost, cost_sd15, speed)},
-    "measured": measured,
+    **{of.__name__: of for of in (zoo, checkpoints, demo, matrix, remedies, rfnet, recall, generate, cost)},
+    **{of.__name__: of for of in (cost_sd15, speed, shortcuts, measured)},
     "regularizers": lambda: tuned("regularizers", DEFAULTS),
     "longer": lambda: tuned("longer", ALONG),
     "betas": lambda: tuned("betas", BETAS),

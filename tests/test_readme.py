@@ -90,5 +90,23 @@ def test_a_link_leads_somewhere(page: Path, target: str) -> None:
     assert not anchor or anchor in anchors(file)
 
 
+def named_tests() -> list[str]:
+    return sorted(
+        {
+            part
+            for page in PAGES
+            for part in code(page.read_text(encoding="utf-8"))
+            if part.startswith("tests/") and "<" not in part
+        }
+    )
+
+
+@pytest.mark.parametrize("name", named_tests())
+def test_a_named_test_exists(name: str) -> None:
+    file, _, test = name.partition("::")
+    assert (ROOT / file).exists()
+    assert not test or f"def {test}(" in (ROOT / file).read_text(encoding="utf-8")
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
