@@ -3,14 +3,15 @@
 import importlib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import NoneType, UnionType
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from omegaconf import DictConfig, ListConfig
 
 from src.config import ConfigError, nearest, plain
 
+Target = TypeVar("Target", bound=Callable[..., Any])
 PLAIN = (bool, int, float, str, NoneType)
 
 
@@ -40,6 +41,24 @@ def build(node: Any, /, **extra: Any) -> Any:
             told = " or ".join("null" if kind is NoneType else kind.__name__ for kind in kinds)
             raise ConfigError(f"{node['_target_']}: {name}={json.dumps(value, default=str)}, but it takes {told}.")
     return target(**arguments)
+
+
+def targets(node: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The name of every `_target_` in a plain node, inner ones too, and what it names; nothing is called."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield str(node["_target_"]), _target(str(node["_target_"]))
+        for value in node.values():
+            yield from targets(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from targets(value)
+
+
+def loadable(target: Target) -> Target:
+    """Marks a function, or a class with its subclasses, that a checkpoint's configuration may name besides modules."""
+    target.loadable = True  # pyright: ignore[reportAttributeAccessIssue]
+    return target
 
 
 def _kinds(annotation: Any) -> tuple[type, ...]:

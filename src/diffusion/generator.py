@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from src.build import loadable
 from src.data.batch import Batch
 from src.diffusion.canny import outline
 from src.diffusion.noise import keyed_noise
@@ -280,6 +281,7 @@ class Generator(nn.Module):
         ).save_pretrained(folder)
 
 
+@loadable
 def load_generator(
     folder: str | Path, controlnet: str | Path | ControlNetModel | None = None, **settings: Any
 ) -> Generator:

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from yaml import YAMLError
 
-from src.build import build
+from src.build import build, targets
 
 WEIGHTS, CONFIG, METRICS, CARD = "model.safetensors", "config.yaml", "metrics.json", "README.md"
 ABOUT: tuple[str, ...] = (
@@ -120,6 +120,11 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> L.LightningM
     folder = located(folder)
     node = model_config(folder)
     try:
+        for name, target in targets(node):
+            if not (isinstance(target, type) and issubclass(target, nn.Module)) and not hasattr(target, "loadable"):
+                raise ValueError(
+                    f"{name} is not built from a checkpoint: it is no system, reward, generator or part of one."
+                )
         with torch.random.fork_rng(devices=[]):
             system = build(node)
     except ValueError as error:
@@ -138,13 +143,13 @@ def model_config(folder: str | Path) -> dict[str, Any]:
     file = folder / CONFIG
     _exists(file)
     try:
-        content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+        content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not readable YAML: {' '.join(str(error).split())}") from None
     node = content.get("model") if isinstance(content, dict) else None
     if not isinstance(node, dict) or "_target_" not in node:
         raise ValueError(f"{file} has no model with a _target_.")
-    return _whole(node, folder)
+    return _whole(node, folder, file)
 
 
 def load_weights(net: nn.Module, folder: str | Path) -> None:
@@ -264,11 +269,14 @@ def _stored(key: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     return stored
 
 
-def _whole(node: Any, folder: Path) -> Any:
+def _whole(node: Any, folder: Path, file: Path) -> Any:
+    """The node with paths in the folder made whole. Raises ValueError for an interpolation: it could read anything."""
     if isinstance(node, dict):
-        return {key: _whole(value, folder) for key, value in node.items()}
+        return {key: _whole(value, folder, file) for key, value in node.items()}
     if isinstance(node, list):
-        return [_whole(value, folder) for value in node]
+        return [_whole(value, folder, file) for value in node]
+    if isinstance(node, str) and "${" in node:
+        raise ValueError(f"{file}: {node!r} is an interpolation; a checkpoint's configuration has plain values only.")
     return str(folder / node) if isinstance(node, str) and node.startswith("./") else node
 
 

@@ -142,13 +142,33 @@ def test_foreign_missing_and_misshapen_weights_are_named(folder):
         ("modle: {}", "has no model"),
         ("model: {_target_: os.system, command: ls}", "'os.system' is not under src"),
         ("model: {_target_: src.models.perception.system.Saliency, colour: red}", "colour"),
-        ("model: {_target_: src.data.batch.collate, records: [{key: a}]}", "is not a system"),
+        ("model: {_target_: src.data.batch.collate, records: [{key: a}]}", "is not built from a checkpoint"),
     ],
 )
 def test_an_unusable_configuration_is_named(folder, text, message):
     (folder / checkpoint.CONFIG).write_text(text)
     with pytest.raises(ValueError, match=f"{re.escape(str(folder / checkpoint.CONFIG))}.*{re.escape(message)}"):
         checkpoint.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ({"_target_": "src.data.rf1m.write_example", "root": "OUT"}, "rf1m.write_example is not built from"),
+        ({"_target_": "src.runtime.checkpoint.save", "folder": "OUT"}, "checkpoint.save is not built from"),
+        (CONFIG | {"size": {"_target_": "src.data.rf1m.write_example", "root": "OUT"}}, "is not built from"),
+        (CONFIG | {"size": [{"_target_": "src.data.products.write_example", "out": "OUT"}]}, "is not built from"),
+        ({"_target_": "shutil.rmtree", "path": "OUT"}, "'shutil.rmtree' is not under src."),
+        (CONFIG | {"size": "${oc.env:HOME}"}, "'${oc.env:HOME}' is an interpolation"),
+    ],
+)
+def test_a_foreign_configuration_builds_nothing_but_systems_and_reads_no_environment(folder, tmp_path, model, told):
+    out = tmp_path / "out"
+    text = json.dumps({"model": model}).replace("OUT", str(out))  # JSON is YAML
+    (folder / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(told)):
+        checkpoint.load(folder)
+    assert not out.exists()
 
 
 def test_no_folder_is_said(tmp_path):

@@ -10,10 +10,13 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from src.build import loadable
+
 Pair = tuple[Tensor, Tensor]
 REDUCTIONS = ("mean", "sum")  # over the latents of a picture
 
 
+@loadable
 class Regularizer(ABC):
     """A penalty with its weight `beta`; with beta 0 nothing is computed."""
 

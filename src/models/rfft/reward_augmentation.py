@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from src.build import loadable
 from src.data.batch import Batch
 
 
+@loadable
 class RewardAugmentation:
     """`number` random views of each picture; 0: the picture as it is.
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from src.build import loadable
 from src.diffusion.late_steps import late
 
 
@@ -18,6 +19,7 @@ class Window(NamedTuple):
     stop: int
 
 
+@loadable
 class StepPolicy(ABC):
     """One draw per batch, from `chance`, or torch's own random numbers."""
 
