@@ -1,5 +1,6 @@
 """The documentation: its tables are those measured, its commands compose, its links lead somewhere."""
 
+import json
 import shlex
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -49,13 +50,24 @@ def test_the_tables_are_up_to_date(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 def test_a_stale_table_is_found_and_an_unknown_one_refused() -> None:
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert report.filled(page) == page
-    assert report.filled(page.replace("0.820", "0.821")) == page
+    page, known = (ROOT / "README.md").read_text(encoding="utf-8"), report.tables()
+    assert report.filled(page, known) == page
+    assert report.filled(page.replace("0.820", "0.821"), known) == page
     with pytest.raises(ValueError, match="zooo: unknown"):
-        report.filled(page.replace("report: zoo", "report: zooo"))
+        report.filled(page.replace("report: zoo", "report: zooo"), known)
     with pytest.raises(ValueError, match="without <!-- end -->"):
-        report.filled("<!-- report: zoo -->\n")
+        report.filled("<!-- report: zoo -->\n", known)
+
+
+def test_a_table_has_the_numbers_of_the_results() -> None:
+    demo = json.loads((ROOT / "benchmarks/results/demo.json").read_text(encoding="utf-8"))
+    ways = json.loads((ROOT / "benchmarks/results/regularizers.json").read_text(encoding="utf-8"))["ways"]
+    known = report.tables()
+    names = ("reward", "availability", "attribute_accuracy", "diversity", "dissimilarity")
+    assert known["demo"].endswith(" | ".join(f"{demo[f'test/{name}']:.3f}" for name in names) + " |")
+    found = ways["kl"]["availability"]
+    assert f"| {found['mean']:.3f} ± {found['sd']:.3f} |" in known["regularizers"]
+    assert all(len({line.count("|") for line in table.splitlines()}) == 1 for table in known.values())
 
 
 @pytest.mark.parametrize("command", commands())
