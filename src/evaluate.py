@@ -16,10 +16,11 @@ from src.config import command
 from src.data.module import AdData
 from src.fit import measured_rows, set_up, told
 from src.runtime.checkpoint import load
+from src.runtime.system import System
 
 
 def evaluate(
-    system: L.LightningModule,
+    system: System,
     data: AdData,
     split: str,
     trainer: L.Trainer,

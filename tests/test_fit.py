@@ -20,6 +20,7 @@ from torch import nn
 from src.data.module import AdData
 from src.fit import fit, table, told
 from src.runtime.resume import AtomicIO
+from src.runtime.system import System
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -65,7 +66,7 @@ class Digits:
         return [record(i) for i in range(26 if name == "train" else 10)]
 
 
-class Tiny(L.LightningModule):
+class Tiny(System):
     """Has all that makes resuming hard: dropout, batch statistics, momentum, a schedule, a metric to be best at."""
 
     fields = frozenset({"image", "label"})
@@ -95,11 +96,8 @@ class Tiny(L.LightningModule):
     def training_step(self, batch):
         return self._step(batch, "train")
 
-    def validation_step(self, batch):
-        self._step(batch, "val")
-
-    def test_step(self, batch):
-        self._step(batch, "test")
+    def evaluation_step(self, batch, split):
+        self._step(batch, split)
 
     def on_train_epoch_end(self):
         self.happen("epoch end")
@@ -116,9 +114,6 @@ class Tiny(L.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)  # has Lightning make the loader before it restores
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.rate, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def assets(self, folder: Path) -> dict[str, Any]:
-        return {}
 
 
 def configuration(out: Path, resume: bool, **change: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from src.data.samplers import EvaluationBatches, TrainBatches
 from src.data.splits import SPLITS
 from src.models.perception.system import load_perception
 from src.runtime.resume import batches_trained
+from src.runtime.system import System
 
 PERCEIVED = ("depth", "saliency")  # fields that a net can make from the image
 
@@ -163,7 +164,7 @@ class AdData(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         if self.trainer is not None:
-            self.require(self.trainer.lightning_module)
+            self.require(cast(System, self.trainer.lightning_module))
             if getattr(self.trainer, "overfit_batches", 0):
                 raise ValueError("trainer.overfit_batches is not supported; use trainer.limit_train_batches.")
         self.perceive()
@@ -174,9 +175,9 @@ class AdData(L.LightningDataModule):
             if field not in self._nets and (self._wanted is None or field in self._wanted):
                 self._nets[field] = load_perception(place, field)
 
-    def require(self, system: Any) -> None:
+    def require(self, system: System) -> None:
         """Raises ValueError naming every field that `system` needs and the batches lack, or the classes that differ."""
-        targets = frozenset(getattr(system, "targets", ()))
+        targets = system.targets
         missing = sorted((system.fields - self.fields) | (targets - self.source.fields))
         if missing:
             fillable = [f"data.perception.{f}=FOLDER" for f in missing if f in PERCEIVED and f not in targets]
@@ -191,8 +192,8 @@ class AdData(L.LightningDataModule):
                     else ""
                 )
             )
-        classes = tuple(getattr(system, "classes", self.classes))
-        if classes != self.classes:
+        classes = system.classes
+        if classes and classes != self.classes:
             raise ValueError(
                 f"the data has the classes {', '.join(self.classes)}, the system {', '.join(classes)}; to train, "
                 f"model.classes=[{','.join(self.classes)}]"

@@ -5,8 +5,8 @@
     metrics.json        {"test/...": number}
     README.md           the card, generated
 
-and what the system's `assets` adds, such as a tokenizer. A system with `save_weights(folder, dtype)` writes its weights
-in another library's layout instead of model.safetensors; what its `assets` returns makes its arguments read them there.
+and what the system's `assets` adds, such as a tokenizer. A system with `own_layout` writes its weights in
+another library's layout instead of model.safetensors; what its `assets` returns makes its arguments read them there.
 """
 
 import hashlib
@@ -18,7 +18,6 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from yaml import YAMLError
 
 from src.build import build, targets
+from src.runtime.system import System
 
 WEIGHTS, CONFIG, METRICS, CARD = "model.safetensors", "config.yaml", "metrics.json", "README.md"
 ABOUT: tuple[str, ...] = (
@@ -56,7 +56,7 @@ def located(name: str | Path) -> Path:
 
 def save(
     folder: str | Path,
-    system: Any,
+    system: System,
     model_config: Mapping[str, Any],
     metrics: Mapping[str, float],
     about: Mapping[str, str],
@@ -77,10 +77,9 @@ def save(
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}: choose from {', '.join(DTYPES)}.")
     folder = Path(folder)
-    own = getattr(system, "save_weights", None)
-    state = {} if own else system.net.state_dict()
+    state = {} if system.own_layout else system.net.state_dict()
     weights = {key: _stored(key, value, DTYPES[dtype]) for key, value in state.items()}
-    for key, value in system.net.state_dict().items() if own else ():
+    for key, value in system.net.state_dict().items() if system.own_layout else ():
         _stored(key, value, DTYPES[dtype])  # raises before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     for old in (folder / METRICS, *folder.rglob("*.safetensors")):
@@ -89,8 +88,8 @@ def save(
     (folder / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create({"model": model})), encoding="utf-8")
     numbers = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
     (folder / CARD).write_text(card(system, numbers, about, dtype), encoding="utf-8")
-    if own:
-        own(folder, DTYPES[dtype])
+    if system.own_layout:
+        system.save_weights(folder, DTYPES[dtype])
     else:
         save_file(weights, folder / f"{WEIGHTS}.part", metadata={"format": "pt"})
         os.replace(folder / f"{WEIGHTS}.part", folder / WEIGHTS)
@@ -112,7 +111,7 @@ def round_weights(net: nn.Module, dtype: str) -> None:
                 weight.copy_(_stored(name, weight, DTYPES[dtype]))
 
 
-def load(folder: str | Path, device: str | torch.device = "cpu") -> L.LightningModule:
+def load(folder: str | Path, device: str | torch.device = "cpu") -> System:
     """The system of a checkpoint folder, in eval mode on `device`; the global random state is left as it was.
 
     Raises ValueError naming folder and file if a file is missing, truncated or unreadable, or the weights do not fit.
@@ -129,11 +128,10 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> L.LightningM
             system = build(node)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from error
-    net = getattr(system, "net", None)
-    if not isinstance(system, L.LightningModule) or not isinstance(net, nn.Module):
-        raise ValueError(f"{folder / CONFIG}: {node['_target_']} is not a system with a net.")
-    if not hasattr(system, "save_weights"):
-        load_weights(net, folder)
+    if not isinstance(system, System):
+        raise ValueError(f"{folder / CONFIG}: {node['_target_']} is not a system.")
+    if not system.own_layout:
+        load_weights(system.net, folder)
     return system.to(device).eval()
 
 
@@ -188,7 +186,7 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{file} cannot be read as plain weights: {str(error).splitlines()[0]}") from None
 
 
-def card(system: Any, metrics: Mapping[str, float | None], about: Mapping[str, str], dtype: str) -> str:
+def card(system: System, metrics: Mapping[str, float | None], about: Mapping[str, str], dtype: str) -> str:
     """The model card, in Markdown."""
     parameters = sum(parameter.numel() for parameter in system.net.parameters())
     rows = [f"| {name} | {'-' if value is None else format(value, '.4g')} |" for name, value in metrics.items()]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from src.data.module import AdData
 from src.data.samplers import EvaluationBatches, TrainBatches
+from src.runtime.system import System
 
 
 class Numbers:
@@ -29,7 +30,7 @@ class Numbers:
         return [{"key": f"{i}", "image": np.full((3, 2, 2), i, np.uint8), "label": i % 2} for i in range(num)]
 
 
-class Watcher(L.LightningModule):
+class Watcher(System):
     """Remembers what it is shown, and learns one number."""
 
     fields = frozenset({"image", "label"})
@@ -46,10 +47,7 @@ class Watcher(L.LightningModule):
         self.seen.append(batch["key"])
         return self.norm(self.net(batch["image"][:, 0, 0, :1])).sum()
 
-    def validation_step(self, batch):
-        self.checked.append(batch["key"])
-
-    def test_step(self, batch):
+    def evaluation_step(self, batch, split):
         self.checked.append(batch["key"])
 
     def configure_optimizers(self):

@@ -7,6 +7,7 @@ import torch
 
 from src.data.module import AdData
 from src.diffusion.repaint import Repaint
+from src.runtime.system import System
 from tests.diffusion import tiny
 
 
@@ -53,7 +54,7 @@ class Ads:
         return [{**{f: v[i] for f, v in whole.items() if f in self.fields}, "label": i % 2} for i in range(8)]
 
 
-class Watcher(L.LightningModule):
+class Watcher(System):
     fields = frozenset({"image", "label"})
 
     def __init__(self):
@@ -64,8 +65,8 @@ class Watcher(L.LightningModule):
         self.seen["train"] |= dict(zip(batch["key"], batch["image"], strict=True))
         return self.net(torch.ones(1, 1)).sum()
 
-    def validation_step(self, batch):
-        self.seen["val"] |= dict(zip(batch["key"], batch["image"], strict=True))
+    def evaluation_step(self, batch, split):
+        self.seen[split] |= dict(zip(batch["key"], batch["image"], strict=True))
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)

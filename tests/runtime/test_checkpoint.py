@@ -60,6 +60,8 @@ def test_the_card_and_metrics_say_what_they_were_given(folder):
 
 def test_metrics_are_there_only_when_all_the_rest_is(folder):
     class Torn(Saliency):
+        own_layout = True
+
         def save_weights(self, folder, dtype):
             raise OSError("no space left")
 
@@ -72,6 +74,8 @@ def test_metrics_are_there_only_when_all_the_rest_is(folder):
 
 def test_weights_that_are_not_finite_are_refused_before_anything_is_written_whatever_writes_them(tmp_path):
     class Own(Saliency):
+        own_layout = True
+
         def save_weights(self, folder, dtype):
             raise AssertionError("written")
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from src.runtime.schedules import adamw, pace
+from src.runtime.system import System
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "step"])
@@ -17,7 +18,7 @@ def test_the_rate_rises_then_falls(schedule):
     assert pace(0, 0.0, schedule) == 1  # no warm-up
 
 
-class Line(L.LightningModule):
+class Line(System):
     """Fits one weight and one bias; remembers the rate of each step."""
 
     def __init__(self):
@@ -27,6 +28,9 @@ class Line(L.LightningModule):
     def training_step(self, batch):
         self.rates.append([group["lr"] for group in self.optimizers().optimizer.param_groups])  # pyright: ignore
         return self.net(batch).square().mean()
+
+    def evaluation_step(self, batch, split):
+        pass
 
     def configure_optimizers(self):
         return adamw(self, lr=0.1, weight_decay=0.5, warmup=0.5)

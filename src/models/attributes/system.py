@@ -1,17 +1,15 @@
 """What a picture of a room shows: a reader of the attributes that its prompt names, to measure prompt-following by."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.data.batch import PADDING, Batch
 from src.models.layers import PictureEncoder
-from src.runtime.schedules import adamw
+from src.runtime.system import System
 
 
 def named(prompt: str, ends: Sequence[str], values: Sequence[str]) -> int:
@@ -49,7 +47,7 @@ class AttributeNet(nn.Module):
         return {name: head(seen) for name, head in self.heads.items()}
 
 
-class AttributeReader(L.LightningModule):
+class AttributeReader(System):
     """Which wall, floor, light, ... a picture shows; with it one measures whether pictures follow their prompts.
 
     Args:
@@ -123,31 +121,12 @@ class AttributeReader(L.LightningModule):
         losses = [F.cross_entropy(logits[name], labels[name], ignore_index=PADDING) for name in known]
         return torch.stack(losses or [0 * logit.sum() for logit in logits.values()]).mean()
 
-    def _step(self, batch: Batch) -> None:
+    def evaluation_step(self, batch: Batch, split: str) -> None:
         for name, hit in self.followed(batch["image"], batch["prompt"]).items():
             self.hits.setdefault(name, []).append(hit)
 
-    def validation_step(self, batch: Batch) -> None:
-        self._step(batch)
-
-    def test_step(self, batch: Batch) -> None:
-        self._step(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._measure("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._measure("test")
-
-    def _measure(self, split: str) -> None:
+    def evaluation_end(self, split: str) -> None:
         shares = {name: torch.cat(hits).nanmean() for name, hits in self.hits.items()}
         self.log_dict({f"{split}/{name}": share for name, share in shares.items()}, sync_dist=True)
         self.log(f"{split}/accuracy", torch.stack(list(shares.values())).nanmean(), sync_dist=True)
         self.hits = {}
-
-    def configure_optimizers(self) -> Any:
-        return adamw(self, self.lr, self.weight_decay, self.warmup)
-
-    def assets(self, folder: Path) -> dict[str, Any]:
-        """Nothing besides the weights: the arguments say all."""
-        return {}

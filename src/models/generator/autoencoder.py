@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import lightning as L
 import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -16,7 +15,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from src.data.batch import Batch
 from src.diffusion.generator import part_of
-from src.runtime.schedules import adamw
+from src.runtime.system import System
 
 
 def edge_difference(a: Tensor, b: Tensor) -> Tensor:
@@ -45,7 +44,7 @@ def begin_short(net: nn.Module) -> None:
             nn.init.dirac_(module.weight)
 
 
-class Autoencoder(L.LightningModule):
+class Autoencoder(System):
     """A small VAE for latent diffusion, an eighth of the picture's side by default, in diffusers' own folder layout.
 
     Loss: mean absolute difference, `edge_weight` times that of the pixel steps, `kl_weight` times the Kullback-Leibler
@@ -62,6 +61,7 @@ class Autoencoder(L.LightningModule):
 
     fields = frozenset({"image", "product"})
     targets = frozenset({"image"})
+    own_layout = True
     monitor = ("val/psnr", "max")
     card: ClassVar = {
         "use": "The first and last part of a generator of pictures like those of its training data.",
@@ -129,7 +129,7 @@ class Autoencoder(L.LightningModule):
         self.log_dict({"train/l1": l1, "train/edges": edges, "train/kl": kl}, batch_size=len(pictures))
         return loss
 
-    def _step(self, batch: Batch, split: str) -> None:
+    def evaluation_step(self, batch: Batch, split: str) -> None:
         pictures = batch["image"]
         again = self(pictures).clamp(0, 1)
         values: dict[str, Any] = {
@@ -141,17 +141,11 @@ class Autoencoder(L.LightningModule):
         }
         self.log_dict({f"{split}/{name}": v for name, v in values.items()}, batch_size=len(pictures), sync_dist=True)
 
-    def validation_step(self, batch: Batch) -> None:
-        self._step(batch, "val")
-
-    def test_step(self, batch: Batch) -> None:
-        self._step(batch, "test")
-
     @torch.inference_mode()
-    def calibrate(self, batches: Iterable[Batch]) -> float:
+    def calibrate(self, batches: Iterable[Batch]) -> None:
         """Sets the scaling factor, by which latents get a standard deviation of 1 over `batches`."""
         if self.decoder_only:
-            return float(self.net.config["scaling_factor"])
+            return
         total, squares, count = 0.0, 0.0, 0
         for batch in batches:
             latents = self.net.encode(2 * batch["image"] - 1).latent_dist.mode().double()
@@ -159,10 +153,6 @@ class Autoencoder(L.LightningModule):
             count += latents.numel()
         deviation = (squares / count - (total / count) ** 2) ** 0.5
         self.net.register_to_config(scaling_factor=1 / deviation)
-        return 1 / deviation
-
-    def configure_optimizers(self) -> Any:
-        return adamw(self, self.lr, self.weight_decay, self.warmup)
 
     def save_weights(self, folder: Path, dtype: torch.dtype) -> None:
         """diffusers' files of an AutoencoderKL, beside the checkpoint folder's own."""

@@ -117,7 +117,7 @@ class Denoiser(Tuner):
         self.kept |= {name: fresh[name].cpu() for name in list(fresh)[: max(0, self.kept_latents - len(self.kept))]}
         return clean
 
-    def _step(self, batch: Batch, split: str) -> None:
+    def evaluation_step(self, batch: Batch, split: str) -> None:
         """The loss at timesteps and with noise that depend on the key alone."""
         size = len(batch["key"])
         clean = self.net.latents(batch["image"])
@@ -128,12 +128,6 @@ class Denoiser(Tuner):
         t = torch.tensor(steps, device=clean.device)
         loss = self.loss(clean, noise, t, batch["prompt"], outline(batch["product"])).mean()
         self.log(f"{split}/loss", loss, batch_size=size, sync_dist=True)
-
-    def validation_step(self, batch: Batch) -> None:
-        self._step(batch, "val")
-
-    def test_step(self, batch: Batch) -> None:
-        self._step(batch, "test")
 
     def report(self, data: Any, folder: Path) -> list[Path]:
         """Draws `samples.png`: test products on backgrounds as their prompts ask for, not chosen."""

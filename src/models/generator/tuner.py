@@ -4,17 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 
 from src.diffusion.generator import Generator
 from src.models.generator.trainable import Trainable
 from src.runtime.checkpoint import fingerprint, licence_of
-from src.runtime.schedules import adamw
+from src.runtime.system import System
 
 
-class Tuner(L.LightningModule):
+class Tuner(System):
     """A system that trains one `trainable` of a generator; its checkpoint folder is diffusers' own, adapters merged.
 
     Its states hold the trained weights alone: everything else comes from the generator's folder.
@@ -26,6 +25,7 @@ class Tuner(L.LightningModule):
         lr, weight_decay, warmup, schedule: see `src.runtime.schedules.adamw`.
     """
 
+    own_layout = True
     precise = False  # whether the step with gradient is computed in float32 under bf16-mixed too
     about: Mapping[str, str] = {}  # texts of the model card
 
@@ -78,9 +78,6 @@ class Tuner(L.LightningModule):
                 f"the state was trained with another {' and another '.join(changed)}: their folders have other weights "
                 "by now."
             )
-
-    def configure_optimizers(self) -> Any:
-        return adamw(self, self.lr, self.weight_decay, self.warmup, self.schedule)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

@@ -1,11 +1,10 @@
 """What RFNet sees besides the picture: how near each pixel is (DPT) and how much it stands out (U2-Net)."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanMetric, Metric
@@ -17,7 +16,7 @@ from src.models.perception.dpt import aligned, depth_loss, new_dpt, pretrained_d
 from src.models.perception.u2net import WIDTHS as U2NET_WIDTHS
 from src.models.perception.u2net import saliency_loss, u2net
 from src.runtime.checkpoint import CONFIG, load, located, read_weights
-from src.runtime.schedules import adamw
+from src.runtime.system import System
 
 RANK_SIZE = 64  # Spearman ranks maps of this height and width: torchmetrics' sums overflow above 2^16 tied pixels
 
@@ -65,7 +64,7 @@ class MaxFBeta(Metric):
         return ((1 + self.beta2) * precision * recall / weighted.where(weighted > 0, 1)).max()
 
 
-class Perception(L.LightningModule, ABC):
+class Perception(System):
     """A net that turns pictures (batch, 3, height, width) in [0, 1] into one map (batch, 1, height, width) in [0, 1].
 
     The picture is resized to `image_size` squared and normalised by `mean` and `std` for the net, the map resized back;
@@ -132,18 +131,8 @@ class Perception(L.LightningModule, ABC):
     def training_step(self, batch: Batch) -> Tensor:
         return self._step(batch, "train")
 
-    def validation_step(self, batch: Batch) -> None:
-        self._step(batch, "val")
-
-    def test_step(self, batch: Batch) -> None:
-        self._step(batch, "test")
-
-    def configure_optimizers(self) -> Any:
-        return adamw(self, self.lr, self.weight_decay, self.warmup)
-
-    def assets(self, folder: Path) -> dict[str, Any]:
-        """Nothing besides the weights: the arguments say all."""
-        return {}
+    def evaluation_step(self, batch: Batch, split: str) -> None:
+        self._step(batch, split)
 
 
 class Depth(Perception):

@@ -36,12 +36,9 @@ class EvaluatedTuner(Tuner):
     def stands_on(self) -> dict[str, str]:
         return super().stands_on() | {"reward": fingerprint(self.reward)}
 
-    def validation_step(self, batch: Batch) -> None:
-        self._measure("val", batch)
-
-    def test_step(self, batch: Batch) -> None:
-        self._measure("test", batch)
-        if self.tuned:
+    def evaluation_step(self, batch: Batch, split: str) -> None:
+        self._measure(split, batch)
+        if split == "test" and self.tuned:
             with self.trainable.reference():
                 self._measure("test/before_", batch)
 
@@ -63,9 +60,9 @@ class EvaluatedTuner(Tuner):
         shown = self.shown.setdefault(split, [])
         shown += list(zip(pictures[0].cpu(), batch["prompt"], strict=True))[: SHOWN - len(shown)]
 
-    def on_validation_epoch_end(self) -> None:
-        """Draws `pictures/step-N.png`: the same products, prompts and noise as ever."""
-        if not self.shown.get("val"):  # a process without a row
+    def evaluation_end(self, split: str) -> None:
+        """After a validation, draws `pictures/step-N.png`: the same products, prompts and noise as ever."""
+        if split != "val" or not self.shown.get("val"):  # or a process without a row
             return
         pictures, prompts = zip(*self.shown.pop("val"), strict=True)
         step, folder = self.trainer.global_step, Path(self.trainer.default_root_dir) / "pictures"

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -21,10 +20,11 @@ from src.metrics.calibration import temperature_errors
 from src.models.augmentation import augmented
 from src.models.rfnet.net import INPUTS, RFNet
 from src.models.rfnet.report import draw_report
-from src.runtime.schedules import SCHEDULES, adamw
+from src.runtime.schedules import SCHEDULES
+from src.runtime.system import System
 
 
-class RFNetSystem(L.LightningModule):
+class RFNetSystem(System):
     """RFNet: is an advertising picture usable, and if not, why; from picture, product, depth, saliency and title.
 
     Args:
@@ -134,19 +134,10 @@ class RFNetSystem(L.LightningModule):
     def training_step(self, batch: Batch) -> Tensor:
         return self._step(batch, "train")
 
-    def validation_step(self, batch: Batch) -> None:
-        self._step(batch, "val")
+    def evaluation_step(self, batch: Batch, split: str) -> None:
+        self._step(batch, split)
 
-    def test_step(self, batch: Batch) -> None:
-        self._step(batch, "test")
-
-    def on_validation_epoch_end(self) -> None:
-        self._measure("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._measure("test")
-
-    def _measure(self, split: str) -> None:
+    def evaluation_end(self, split: str) -> None:
         metric: Any = self.metrics[split]
         counts: Any = self.counts[split]
         self.log_dict({f"{split}/{name}": value for name, value in metric.compute().items()})
@@ -167,7 +158,7 @@ class RFNetSystem(L.LightningModule):
         logits, labels = zip(*pairs, strict=True)
         return torch.cat(logits), torch.cat(labels)
 
-    def calibrate(self, batches: Iterable[Batch]) -> float:
+    def calibrate(self, batches: Iterable[Batch]) -> None:
         """Sets the temperature that minimises the cross-entropy of `batches`, if it mends their calibration.
 
         See `temperature_errors`.
@@ -177,10 +168,6 @@ class RFNetSystem(L.LightningModule):
         self.net.temperature.fill_(best)
         told = ", ".join(f"{error:.3f} at {temperature:.2f}" for temperature, error in errors.items())
         self.calibration = f"Temperature {best:.2f}, chosen on the validation split by its calibration error: {told}."
-        return best
-
-    def configure_optimizers(self) -> Any:
-        return adamw(self, self.lr, self.weight_decay, self.warmup, self.schedule)
 
     @property
     def card(self) -> dict[str, str]:
