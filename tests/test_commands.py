@@ -16,15 +16,14 @@ from tests.rewards import tiny
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 SMALL = [
-    "model.image_encoder=test_resnet",
-    "model.encoder_options=null",
-    "model.encoder_stage=-1",
-    "model.image_size=32",
-    "model.map_size=32",
-    "model.width=16",
-    "model.num_heads=2",
-    "model.feedforward=32",
-    "model.text_options={hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 16}",
+    "model.image_encoder.name=test_resnet",
+    "model.image_encoder.options=null",
+    "model.image_encoder.stage=-1",
+    "model.image_encoder.size=32",
+    "model.fusion.width=16",
+    "model.fusion.num_heads=2",
+    "model.fusion.feedforward=32",
+    "model.text_encoder.options={hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 16}",
     "threads=1",
     "trainer.accelerator=cpu",
     "trainer.enable_model_summary=false",
@@ -59,7 +58,8 @@ def test_rfnet_killed_at_a_random_step_ends_in_the_bytes_of_an_unbroken_run(tmp_
         "data.source.size=32",
     ]
     words += ["data.source.num={train: 40, val: 8, test: 8}", f"data.source.cache={tmp_path / 'cache'}"]
-    words += ["trainer.max_steps=24", "checkpoint_every=3", "model.dropout=0.1", "resume=true"]
+    words += ["trainer.max_steps=24", "checkpoint_every=3", "model.fusion.dropout=0.1", "model.map_encoder.size=32"]
+    words += ["resume=true"]
     finish(*words, f"out={tmp_path / 'whole'}")
     killed = start(*words, f"out={tmp_path / 'killed'}")
     last, deadline = tmp_path / "killed/last.ckpt", time.monotonic() + 200

@@ -1,6 +1,8 @@
 """Layers that several systems share: resizing and the encoder of images to tokens."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import timm
@@ -8,76 +10,85 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from src.build import loadable
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def resize(picture: Tensor, size: Sequence[int]) -> Tensor:
-    """`picture` at (height, width) `size`, bilinear with antialiasing; itself if it has that size already."""
-    if tuple(picture.shape[-2:]) == tuple(size):
-        return picture
-    return F.interpolate(picture, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
+def resize(image: Tensor, size: Sequence[int]) -> Tensor:
+    """`image` at (height, width) `size`, bilinear with antialiasing; unchanged if it has that size already."""
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    return F.interpolate(image, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
 
 
-class PictureEncoder(nn.Module):
-    """Tokens (batch, grid * grid, width), row by row, of each of some (batch, channels, height, width) in [0, 1].
-
-    A timm net gives the map of its stage `stage` (-1: the last); a 1x1 convolution and a layer norm make tokens of it.
-    All kinds go through the net together: its batch norms then see in training what they see in use.
+@loadable
+@dataclass(frozen=True)
+class ImageEncoderSettings:
+    """Settings of an `ImageEncoder`.
 
     Args:
-        name: timm's name of the net; `options` go to `timm.create_model`.
-        pretrained: with timm's published weights, from the network or its cache.
-        channels: 3, or 4 with the product's alpha.
-        size: side in pixels to which pictures are resized, bilinear with antialiasing.
-        grid: tokens a side, to which the map is averaged; 1 is a pooled vector, None takes the map as it is.
-        unshuffle: u x u pixels become one with u * u times the channels before the net.
+        name: a timm network; `options` are arguments of `timm.create_model`.
+        pretrained: start from timm's published weights, which are downloaded or cached.
+        stage: the feature map of this stage; -1: the last.
+        size: height and width in px to which images are resized.
+        unshuffle: u x u pixels become one pixel with u * u times the channels before the network.
+        grid: tokens per side, to which the feature map is averaged; 1: a pooled vector; None: the map as it is.
+        alpha: images have a fourth channel.
+    """
 
-    Raises ValueError if timm has no such net or `unshuffle` does not divide `size`.
+    name: str = "resnet50"
+    options: Mapping[str, Any] | None = None
+    pretrained: bool = False
+    stage: int = -1
+    size: int = 384
+    unshuffle: int = 1
+    grid: int | None = None
+    alpha: bool = False
+
+
+class ImageEncoder(nn.Module):
+    """Tokens (batch, grid * grid, width), row by row, of each of several (batch, channels, height, width) in [0, 1].
+
+    A feature map of a timm network, followed by a 1x1 convolution and a layer norm. All inputs go through the network
+    in one batch, so that batch norms have the same statistics in training and evaluation.
+
+    Raises ValueError if timm has no such network or `unshuffle` does not divide `size`.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self,
-        name: str,
-        width: int,
-        channels: int = 3,
-        size: int = 384,
-        pretrained: bool = False,
-        options: Mapping[str, Any] | None = None,
-        stage: int = -1,
-        grid: int | None = None,
-        unshuffle: int = 1,
-    ) -> None:
+    def __init__(self, settings: ImageEncoderSettings, width: int) -> None:
         super().__init__()
+        name, size, unshuffle = settings.name, settings.size, settings.unshuffle
         if name not in timm.list_models():
-            near = ", ".join(timm.list_models(f"*{name[:6]}*")[:5]) or "see timm.list_models()"
-            raise ValueError(f"image encoder {name!r}: timm has no such net; near: {near}")
+            near = ", ".join(get_close_matches(name, timm.list_models())) or "see timm.list_models()"
+            raise ValueError(f"image encoder {name!r}: timm has no such network; similar names: {near}")
         if size % unshuffle:
-            raise ValueError(f"unshuffle={unshuffle} does not divide the picture size {size}.")
-        self.size, self.unshuffle = size, unshuffle
+            raise ValueError(f"unshuffle={unshuffle} does not divide the image size {size}.")
+        self.size, self.unshuffle, self.alpha = size, unshuffle, settings.alpha
         net: Any = timm.create_model(
             name,
-            pretrained=pretrained,
+            pretrained=settings.pretrained,
             features_only=True,
-            out_indices=(stage,),
-            in_chans=channels * unshuffle**2,
-            **(options or {}),
+            out_indices=(settings.stage,),
+            in_chans=(3 + self.alpha) * unshuffle**2,
+            **(settings.options or {}),
         )
         self.net = net.to(memory_format=torch.channels_last)
-        self.grid: int = grid or -(-size // (unshuffle * net.feature_info.reduction()[-1]))
+        self.grid: int = settings.grid or -(-size // (unshuffle * net.feature_info.reduction()[-1]))
         self.project = nn.Conv2d(net.feature_info.channels()[-1], width, 1)
         self.norm = nn.LayerNorm(width)
-        rest = channels - 3  # alpha
-        self.register_buffer("mean", torch.tensor([*IMAGENET_MEAN, *[0.5] * rest]).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([*IMAGENET_STD, *[0.5] * rest]).view(-1, 1, 1), persistent=False)
+        for statistic, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            values = torch.tensor([*values, *[0.5] * self.alpha]).view(-1, 1, 1)
+            self.register_buffer(statistic, values, persistent=False)
 
-    def forward(self, kinds: Sequence[Tensor]) -> list[Tensor]:
-        x = torch.cat([resize(pictures, (self.size, self.size)) for pictures in kinds])
+    def forward(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        x = torch.cat([resize(images, (self.size, self.size)) for images in inputs])
         x = (x - self.mean) / self.std
         if self.unshuffle > 1:
             x = F.pixel_unshuffle(x, self.unshuffle)
         x = self.net(x.contiguous(memory_format=torch.channels_last))[0]  # (batch, features, h, w)
         x = F.adaptive_avg_pool2d(self.project(x), self.grid)  # (batch, width, grid, grid)
-        return list(self.norm(x.flatten(2).transpose(1, 2)).chunk(len(kinds)))
+        return list(self.norm(x.flatten(2).transpose(1, 2)).chunk(len(inputs)))

@@ -27,15 +27,13 @@ DEPTH = {
 SALIENCY = {"_target_": "src.models.perception.system.Saliency", "size": "tiny", "image_size": 32}
 RFNET = {
     "_target_": "src.models.rfnet.system.RFNetSystem",
-    "image_encoder": "test_resnet",
-    "image_size": 32,
-    "map_size": 32,
-    "max_title_tokens": 16,
-    "width": 16,
-    "num_heads": 2,
-    "num_fusion": 1,
-    "feedforward": 16,
-}
+    "image_encoder": {"_target_": "src.models.layers.ImageEncoderSettings", "name": "test_resnet", "size": 32},
+    "text_encoder": {"_target_": "src.models.rfnet.layers.TextEncoderSettings", "max_tokens": 16},
+    "fusion": {
+        "_target_": "src.models.rfnet.net.FusionSettings",
+        "width": 16, "num_heads": 2, "num_layers": 1, "feedforward": 16,
+    },
+}  # fmt: skip
 
 
 def checkpoint(folder: Path, model: dict[str, Any], seed: int = 0) -> str:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.data.batch import PADDING, Batch
-from src.models.layers import PictureEncoder
+from src.models.layers import ImageEncoder, ImageEncoderSettings
 from src.runtime.system import System
 
 
@@ -29,14 +29,9 @@ def named(prompt: str, ends: Sequence[str], values: Sequence[str]) -> int:
 class AttributeNet(nn.Module):
     """Features (batch, width) of pictures (batch, 3, height, width) in [0, 1], and logits of each attribute."""
 
-    def __init__(
-        self, sizes: Mapping[str, int], image_encoder: str, options: Mapping[str, Any] | None, image_size: int,
-        width: int, unshuffle: int, stage: int,
-    ) -> None:  # fmt: skip
+    def __init__(self, sizes: Mapping[str, int], encoder: ImageEncoderSettings, width: int) -> None:
         super().__init__()
-        self.encoder = PictureEncoder(
-            image_encoder, width, size=image_size, options=options, unshuffle=unshuffle, stage=stage
-        )
+        self.encoder = ImageEncoder(encoder, width)
         self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
 
     def features(self, images: Tensor) -> Tensor:
@@ -53,7 +48,7 @@ class AttributeReader(System):
     Args:
         attributes: name to {ends, values}: what a prompt says of an attribute is the one of `values` that stands in the
             clause ending in one of `ends`.
-        image_encoder, encoder_options, encoder_stage, image_size, unshuffle, width: see `PictureEncoder`.
+        width: of the image features.
         flip: share of rows with left and right swapped.
         lr, weight_decay, warmup: see `src.runtime.schedules.adamw`.
     """
@@ -69,11 +64,7 @@ class AttributeReader(System):
     def __init__(
         self,
         attributes: Mapping[str, Mapping[str, Sequence[str]]],
-        image_encoder: str = "resnet18",
-        encoder_options: Mapping[str, Any] | None = None,
-        encoder_stage: int = -1,
-        image_size: int = 128,
-        unshuffle: int = 1,
+        image_encoder: ImageEncoderSettings,
         width: int = 128,
         flip: float = 0.5,
         lr: float = 1e-3,
@@ -81,10 +72,9 @@ class AttributeReader(System):
         warmup: float = 0.1,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
         self.attributes = {name: (tuple(a["ends"]), tuple(a["values"])) for name, a in attributes.items()}
         sizes = {name: len(values) for name, (_, values) in self.attributes.items()}
-        self.net = AttributeNet(sizes, image_encoder, encoder_options, image_size, width, unshuffle, encoder_stage)
+        self.net = AttributeNet(sizes, image_encoder, width)
         self.flip, self.lr, self.weight_decay, self.warmup = flip, lr, weight_decay, warmup
         self.hits: dict[str, list[Tensor]] = {}
 

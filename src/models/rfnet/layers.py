@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from json import JSONDecodeError
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+from src.build import loadable
 from src.runtime.checkpoint import located
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the forks of a data loader
@@ -16,35 +18,41 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not s
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 
 
-class TitleEncoder(nn.Module):
-    """Tokens (batch, words, width) of titles, and where these are mere padding, bool (batch, words).
+@loadable
+@dataclass(frozen=True)
+class TextEncoderSettings:
+    """Settings of a `TitleEncoder`.
 
     Args:
-        name: folder or hub id of a transformers text encoder: its tokenizer, configuration and perhaps weights.
-        pretrained: with its weights; or else fresh ones.
-        options: values that differ from its configuration.
-        max_tokens: a title is cut after so many tokens.
-        ordinal_numbers: the fresh embedding of a number token is a set of sines and cosines of its logarithm, so that
-            near sizes begin alike and numbers that training never shows keep a place between their neighbours.
-        word_noise: share of the tokens, numbers and special ones aside, that a random word takes the place of in
-            training, so that the names of products never seen there count for little rather than for anything.
+        name: folder or hub id of a transformers text encoder: tokenizer, configuration and optionally weights.
+        options: changes to its configuration.
+        pretrained: load its weights; otherwise they are initialized at random.
+        max_tokens: longer titles are truncated.
+        ordinal_numbers: a number token's initial embedding is a set of sines and cosines of its logarithm, so that
+            close sizes start close, and numbers that do not occur in training lie between their neighbours.
+        word_noise: share of the tokens, except numbers and special tokens, that are replaced by random words in
+            training, so that unknown product names have little effect.
+    """
 
-    Raises ValueError if the encoder cannot be had, or options, tokenizer and `max_tokens` do not fit it.
+    name: str = "src/data/showroom/text"
+    options: Mapping[str, Any] | None = None
+    pretrained: bool = False
+    max_tokens: int = 48
+    ordinal_numbers: bool = False
+    word_noise: float = 0.0
+
+
+class TitleEncoder(nn.Module):
+    """Tokens (batch, words, width) of titles, and their padding mask, bool (batch, words), True at padding.
+
+    Raises ValueError if the encoder cannot be loaded, or options, tokenizer and `max_tokens` do not fit it.
     """
 
     words: Tensor
 
-    def __init__(
-        self,
-        name: str,
-        width: int,
-        pretrained: bool = False,
-        options: Mapping[str, Any] | None = None,
-        max_tokens: int = 48,
-        ordinal_numbers: bool = False,
-        word_noise: float = 0.0,
-    ) -> None:
+    def __init__(self, settings: TextEncoderSettings, width: int) -> None:
         super().__init__()
+        name, max_tokens = settings.name, settings.max_tokens
         place = str(located(name))
         if os.path.isdir(place):
             for files in (("config.json",), ("tokenizer_config.json",), VOCABULARIES):
@@ -52,34 +60,34 @@ class TitleEncoder(nn.Module):
                     raise ValueError(f"{place} is no complete folder of a text encoder: {files[0]} is missing.")
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(place)
-            config, unknown = AutoConfig.from_pretrained(place, return_unused_kwargs=True, **(options or {}))
+            config, unknown = AutoConfig.from_pretrained(place, return_unused_kwargs=True, **(settings.options or {}))
             if unknown:
-                raise ValueError(f"text_options: the configuration of {name} has no {', '.join(sorted(unknown))}.")
+                raise ValueError(
+                    f"text_encoder.options: the configuration of {name} has no {', '.join(sorted(unknown))}."
+                )
             net: Any = (
                 AutoModel.from_pretrained(place, config=config, dtype=torch.float32)
-                if pretrained
+                if settings.pretrained
                 else AutoModel.from_config(config)
             )
         except OSError as error:
-            raise ValueError(
-                f"text_encoder {name!r} is no folder and cannot be had: {str(error).splitlines()[0]}"
-            ) from None
+            raise ValueError(f"text_encoder {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
         except JSONDecodeError as error:
             raise ValueError(f"{place}: a file of the tokenizer or its configuration is torn: {error}") from None
         vocabulary, limit = net.config.vocab_size, getattr(net.config, "max_position_embeddings", max_tokens)
         if len(self.tokenizer) > vocabulary or max_tokens > limit:
             raise ValueError(
                 f"text_encoder {name!r} has {vocabulary} words and {limit} positions, but its tokenizer has "
-                f"{len(self.tokenizer)} and max_title_tokens is {max_tokens}."
+                f"{len(self.tokenizer)} and text_encoder.max_tokens is {max_tokens}."
             )
         if getattr(net, "pooler", None) is not None:
             net.pooler = None  # all tokens are used; its weights would never get a gradient
-        if ordinal_numbers and not pretrained:
+        if settings.ordinal_numbers and not settings.pretrained:
             ordinal_embeddings(net.get_input_embeddings().weight, self.tokenizer.get_vocab())
         words = {row for word, row in self.tokenizer.get_vocab().items() if not word.isdigit()}
         plain = sorted(words - set(self.tokenizer.all_special_ids))
         self.register_buffer("words", torch.tensor(plain), persistent=False)
-        self.net, self.max_tokens, self.word_noise = net, max_tokens, word_noise
+        self.net, self.max_tokens, self.word_noise = net, max_tokens, settings.word_noise
         self.project = nn.Linear(net.config.hidden_size, width)
         self.norm = nn.LayerNorm(width)
 
@@ -90,7 +98,7 @@ class TitleEncoder(nn.Module):
         if unknown > 0.2:
             raise ValueError(
                 f"{unknown:.0%} of the tokens of titles such as {titles[0]!r} are unknown to the text encoder's "
-                "tokenizer; model.text_encoder=NAME takes another, such as bert-base-chinese."
+                "tokenizer; model.text_encoder.name=NAME takes another, such as bert-base-chinese."
             )
 
     def forward(self, titles: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -3,23 +3,41 @@
 Du et al., "Towards Reliable Advertising Image Generation Using Human Feedback", ECCV 2024, arXiv 2408.00418.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from src.build import loadable
 from src.data.batch import PICTURES, Batch
-from src.models.layers import PictureEncoder, resize
-from src.models.rfnet.layers import FeatureFilter, TitleEncoder
+from src.models.layers import ImageEncoder, ImageEncoderSettings, resize
+from src.models.rfnet.layers import FeatureFilter, TextEncoderSettings, TitleEncoder
 
 INPUTS = ("product", "image", "depth", "saliency", "title")  # e_o, e_g, e_d, e_s, e_c
-ENCODERS = {  # which pictures share an encoder
-    "shared": {"product": "picture", "image": "picture", "depth": "picture", "saliency": "picture"},
-    "paired": {"product": "picture", "image": "picture", "depth": "map", "saliency": "map"},
-    "separate": {"product": "product", "image": "image", "depth": "depth", "saliency": "saliency"},
-}
+
+
+@loadable
+@dataclass(frozen=True)
+class FusionSettings:
+    """Settings of the feature filters, the fusion and the classifier.
+
+    Args:
+        width, num_heads: of all tokens and attention layers.
+        num_filters, num_layers: N1 feature filters and N2 self-attention layers; feedforward: hidden width of the
+            latter.
+        pooling: the classifier reads the "mean" of the tokens, or a "cls" token.
+    """
+
+    width: int = 384
+    num_heads: int = 8
+    num_filters: int = 1
+    num_layers: int = 3
+    feedforward: int = 1536
+    dropout: float = 0.1
+    pooling: str = "mean"
 
 
 class RFNet(nn.Module):
@@ -36,67 +54,49 @@ class RFNet(nn.Module):
         self,
         num_classes: int,
         inputs: Sequence[str],
-        image_encoder: str,
-        encoder_options: Mapping[str, Any] | None,
-        encoder_pretrained: bool,
-        encoder_stage: int,
-        encoders: str,
-        image_size: int,
-        map_size: int,
-        unshuffle: int,
-        grid: int | None,
+        image_encoder: ImageEncoderSettings,
+        map_encoder: ImageEncoderSettings | None,
+        separate_encoders: bool,
         product_background: float,
-        product_alpha: bool,
-        text_encoder: str,
-        text_options: Mapping[str, Any] | None,
-        text_pretrained: bool,
-        max_title_tokens: int,
-        ordinal_numbers: bool,
-        word_noise: float,
-        width: int,
-        num_heads: int,
-        num_filters: int,
-        num_fusion: int,
-        feedforward: int,
-        dropout: float,
-        pooling: str,
+        text_encoder: TextEncoderSettings | None,
+        fusion: FusionSettings,
     ) -> None:
         super().__init__()
-        for value, name, choices in ((encoders, "encoders", tuple(ENCODERS)), (pooling, "pooling", ("mean", "cls"))):
-            if value not in choices:
-                raise ValueError(f"{name}={value}: choose one of {', '.join(choices)}.")
+        if fusion.pooling not in ("mean", "cls"):
+            raise ValueError(f"pooling={fusion.pooling}: choose one of mean, cls.")
         if not inputs or set(inputs) - set(INPUTS) or len(set(inputs)) < len(inputs):
             raise ValueError(f"inputs={list(inputs)}: give some of {', '.join(INPUTS)}, each once.")
-        if encoders == "shared" and map_size != image_size and set(inputs) & {"depth", "saliency"}:
-            raise ValueError(f"encoders=shared takes one size, but image_size={image_size} and map_size={map_size}.")
         self.inputs = tuple(name for name in INPUTS if name in inputs)
-        self.pictures = tuple(name for name in self.inputs if name != "title")
-        self.shares = {name: ENCODERS[encoders][name] for name in self.pictures}
-        self.product_background, self.product_alpha = product_background, product_alpha
-        self.encoders = nn.ModuleDict({
-            share: PictureEncoder(
-                image_encoder, width, 4 if product_alpha else 3,
-                map_size if share in ("map", "depth", "saliency") else image_size,
-                encoder_pretrained, encoder_options, encoder_stage, grid, unshuffle,
-            )
-            for share in dict.fromkeys(self.shares.values())
-        })  # fmt: skip
-        self.positions = nn.ParameterDict()  # place on the canvas and kind of picture at once
-        for name in self.pictures:
-            encoder: Any = self.encoders[self.shares[name]]
+        self.images = tuple(name for name in self.inputs if name != "title")
+        self.product_background = product_background
+        width, dropout = fusion.width, fusion.dropout
+        maps = map_encoder or image_encoder
+        settings = {"product": image_encoder, "image": image_encoder, "depth": maps, "saliency": maps}
+        self.encoder_of: dict[str, str] = {}
+        self.encoders = nn.ModuleDict()
+        for name in self.images:
+            shared = "picture" if settings[name] is image_encoder else "map"
+            self.encoder_of[name] = encoder = name if separate_encoders else shared
+            if encoder not in self.encoders:
+                self.encoders[encoder] = ImageEncoder(settings[name], width)
+        self.positions = nn.ParameterDict()  # embeddings of position and input together
+        for name in self.images:
+            encoder: Any = self.encoders[self.encoder_of[name]]
             self.positions[name] = nn.Parameter(0.1 * torch.randn(encoder.grid**2, width))
         if "title" in self.inputs:
-            self.title = TitleEncoder(
-                text_encoder, width, text_pretrained, text_options, max_title_tokens, ordinal_numbers, word_noise
-            )
+            if text_encoder is None:
+                raise ValueError("The title is one of the inputs, but text_encoder is null.")
+            self.title = TitleEncoder(text_encoder, width)
         if {"title", "product"} <= set(self.inputs):
-            self.filters = nn.ModuleList(FeatureFilter(width, num_heads, dropout) for _ in range(num_filters))
-        self.cls = nn.Parameter(0.1 * torch.randn(1, 1, width)) if pooling == "cls" else None
+            self.filters = nn.ModuleList(
+                FeatureFilter(width, fusion.num_heads, dropout) for _ in range(fusion.num_filters)
+            )
+        self.cls = nn.Parameter(0.1 * torch.randn(1, 1, width)) if fusion.pooling == "cls" else None
         self.fusion = nn.ModuleList(
             nn.TransformerEncoderLayer(
-                width, num_heads, feedforward, dropout, "gelu", batch_first=True, norm_first=True
+                width, fusion.num_heads, fusion.feedforward, dropout, "gelu", batch_first=True, norm_first=True
             )
-            for _ in range(num_fusion)
+            for _ in range(fusion.num_layers)
         )
         self.norm = nn.LayerNorm(width)
         self.classifier = nn.Linear(width, num_classes)
@@ -127,23 +127,24 @@ class RFNet(nn.Module):
 
     def tokens(self, batch: Batch) -> dict[str, Tensor]:
         """e_o, e_g, e_d, e_s with their positions, each (batch, grid * grid, width)."""
-        found: dict[str, Tensor] = {}
+        tokens: dict[str, Tensor] = {}
         for share, encoder in self.encoders.items():
-            names = [name for name in self.pictures if self.shares[name] == share]
-            found |= zip(names, encoder([self.prepared(name, batch) for name in names]), strict=True)
-        return {name: found[name] + self.positions[name] for name in self.pictures}
+            names = [name for name in self.images if self.encoder_of[name] == share]
+            tokens |= zip(names, encoder([self.prepared(name, batch) for name in names]), strict=True)
+        return {name: tokens[name] + self.positions[name] for name in self.images}
 
     def prepared(self, name: str, batch: Batch) -> Tensor:
-        """The picture with 3 channels, the product on its background; with `product_alpha` 4, the last its opacity.
+        """The image with 3 channels, the product on its background; for an encoder with `alpha` also the product's.
 
-        The opacity says of every picture where the product lies in it; it is 1 if the net does not see the product.
+        The product's alpha is 1 everywhere if the product is none of the inputs.
         """
-        picture = batch[name]
-        if picture.ndim != 4 or picture.shape[1] != PICTURES[name]:
-            raise ValueError(f"{name} must be (batch, {PICTURES[name]}, height, width), got {tuple(picture.shape)}.")
-        seen = "product" in self.inputs
-        alpha = resize(batch["product"][:, 3:], picture.shape[-2:]) if seen else torch.ones_like(picture[:, :1])
-        colours = picture[:, :3].expand(-1, 3, -1, -1)
+        image = batch[name]
+        if image.ndim != 4 or image.shape[1] != PICTURES[name]:
+            raise ValueError(f"{name} must be (batch, {PICTURES[name]}, height, width), got {tuple(image.shape)}.")
+        encoder: Any = self.encoders[self.encoder_of[name]]
+        has_product = "product" in self.inputs
+        alpha = resize(batch["product"][:, 3:], image.shape[-2:]) if has_product else torch.ones_like(image[:, :1])
+        colours = image[:, :3].expand(-1, 3, -1, -1)
         if name == "product":
             colours = colours * alpha + self.product_background * (1 - alpha)
-        return torch.cat([colours, alpha.to(colours)], dim=1) if self.product_alpha else colours
+        return torch.cat([colours, alpha.to(colours)], dim=1) if encoder.alpha else colours

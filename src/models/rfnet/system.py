@@ -3,7 +3,8 @@
 Du et al., "Towards Reliable Advertising Image Generation Using Human Feedback", ECCV 2024, arXiv 2408.00418.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from src.data.batch import CLASSES, Batch
 from src.metrics.availability import Availability, confusion_figure
 from src.metrics.calibration import temperature_errors
 from src.models.augmentation import augmented
-from src.models.rfnet.net import INPUTS, RFNet
+from src.models.layers import ImageEncoderSettings
+from src.models.rfnet.layers import TextEncoderSettings
+from src.models.rfnet.net import INPUTS, FusionSettings, RFNet
 from src.models.rfnet.report import draw_report
 from src.runtime.schedules import SCHEDULES
 from src.runtime.system import System
@@ -31,15 +34,11 @@ class RFNetSystem(System):
         classes: names in the order of the labels; one is "available".
         inputs: what the net sees: product, image, depth, saliency, title. Fewer are ablations; [image] is a plain
             classifier.
-        image_encoder, encoder_options, encoder_pretrained, encoder_stage: a timm net, see `PictureEncoder`.
-        encoders: shared (one for all pictures), paired (image and product, depth and saliency) or separate.
-        image_size: side of image and product for their encoder, px; map_size: of depth and saliency.
-        unshuffle, grid: see `PictureEncoder`.
-        product_background: grey in [0, 1] behind the product; product_alpha: its alpha is the fourth channel of every
-            picture.
-        text_encoder, text_options, text_pretrained, max_title_tokens, ordinal_numbers, word_noise: see `TitleEncoder`.
-        width, num_heads: of all tokens and attention; num_filters: N1; num_fusion: N2; feedforward: width in those.
-        pooling: the classifier sees the mean of the tokens, or the "cls" one.
+        image_encoder: of image and product; map_encoder: of depth and saliency, None: they share the image encoder.
+        fusion: feature filters, fusion and classifier.
+        text_encoder: of the title; may be None without that input.
+        separate_encoders: each input image has an encoder of its own.
+        product_background: grey value in [0, 1] behind the product.
         lr, weight_decay: of AdamW; warmup: share of the steps until the peak, then schedule "cosine" to 0, or "step"
             to a tenth in the middle of training.
         flip, colour: see `augmented`.
@@ -51,55 +50,40 @@ class RFNetSystem(System):
 
     def __init__(
         self,
+        image_encoder: ImageEncoderSettings,
+        fusion: FusionSettings,
+        map_encoder: ImageEncoderSettings | None = None,
+        text_encoder: TextEncoderSettings | None = None,
         classes: Sequence[str] = CLASSES,
         inputs: Sequence[str] = INPUTS,
-        image_encoder: str = "resnet50",
-        encoder_options: Mapping[str, Any] | None = None,
-        encoder_pretrained: bool = False,
-        encoder_stage: int = -1,
-        encoders: str = "shared",
-        image_size: int = 384,
-        map_size: int = 384,
-        unshuffle: int = 1,
-        grid: int | None = None,
+        separate_encoders: bool = False,
         product_background: float = 0.5,
-        product_alpha: bool = False,
-        text_encoder: str = "src/data/showroom/text",
-        text_options: Mapping[str, Any] | None = None,
-        text_pretrained: bool = False,
-        max_title_tokens: int = 48,
-        ordinal_numbers: bool = False,
-        word_noise: float = 0.0,
-        width: int = 384,
-        num_heads: int = 8,
-        num_filters: int = 1,
-        num_fusion: int = 3,
-        feedforward: int = 1536,
-        dropout: float = 0.1,
-        pooling: str = "mean",
         lr: float = 1e-4,
         weight_decay: float = 0.01,
         warmup: float = 0.05,
         schedule: str = "cosine",
-        label_smoothing: float = 0.0,
         flip: float = 0.5,
         colour: float = 0.1,
         threshold: float | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule={schedule}: choose one of {', '.join(SCHEDULES)}.")
         self.net = RFNet(
-            len(classes), inputs, image_encoder, encoder_options, encoder_pretrained, encoder_stage, encoders,
-            image_size, map_size, unshuffle, grid, product_background, product_alpha, text_encoder, text_options,
-            text_pretrained, max_title_tokens, ordinal_numbers, word_noise, width, num_heads, num_filters, num_fusion,
-            feedforward, dropout, pooling,
-        )  # fmt: skip
+            len(classes),
+            inputs,
+            image_encoder,
+            map_encoder,
+            separate_encoders,
+            product_background,
+            text_encoder,
+            fusion,
+        )
+        self.encoders = {"image_encoder": image_encoder, "map_encoder": map_encoder, "text_encoder": text_encoder}
         self.classes = tuple(classes)
         self.fields = frozenset({*inputs, "label"})
         self.lr, self.weight_decay, self.warmup, self.schedule = lr, weight_decay, warmup, schedule
-        self.label_smoothing, self.flip, self.colour = label_smoothing, flip, colour
+        self.flip, self.colour = flip, colour
         self.metrics = nn.ModuleDict({split: Availability(classes, threshold) for split in ("val", "test")})
         self.counts = nn.ModuleDict({split: MulticlassConfusionMatrix(len(classes)) for split in ("val", "test")})
         self.confusion: dict[str, Tensor] = {}  # of the latest val and test epoch
@@ -123,8 +107,7 @@ class RFNetSystem(System):
         if split == "train":
             batch = augmented(batch, self.flip, self.colour)
         logits, labels = self.net(batch), batch["label"]
-        smoothing = self.label_smoothing if split == "train" else 0.0
-        loss = F.cross_entropy(logits / self.net.temperature, labels, label_smoothing=smoothing)
+        loss = F.cross_entropy(logits / self.net.temperature, labels)
         self.log(f"{split}/loss", loss, batch_size=len(labels), prog_bar=split == "train", sync_dist=split != "train")
         if split != "train":
             for metric in (self.metrics[split], self.counts[split]):
@@ -185,12 +168,15 @@ class RFNetSystem(System):
 
     def assets(self, folder: Path) -> dict[str, Any]:
         """Writes the tokenizer and the text encoder's configuration to folder/text."""
-        own = {"encoder_pretrained": False, "text_pretrained": False}
-        if "title" not in self.net.inputs:
-            return own
-        self.net.title.tokenizer.save_pretrained(folder / "text")
-        self.net.title.net.config.save_pretrained(folder / "text")
-        return {**own, "text_encoder": "./text", "text_options": None}
+        encoders = {name: replace(e, pretrained=False) for name, e in self.encoders.items() if e is not None}
+        if "title" in self.net.inputs:
+            self.net.title.tokenizer.save_pretrained(folder / "text")
+            self.net.title.net.config.save_pretrained(folder / "text")
+            encoders["text_encoder"] = replace(encoders["text_encoder"], name="./text", options=None)
+        return {
+            name: {"_target_": f"{type(encoder).__module__}.{type(encoder).__name__}", **asdict(encoder)}
+            for name, encoder in encoders.items()
+        }
 
     def report(self, data: Any, folder: Path) -> list[Path]:
         """Draws ten test ads as the net sees them, `ads.png`, and the test split's `confusion.png`."""

@@ -14,14 +14,14 @@ from src.data.showroom.rooms import COLOURS, LIGHTS, MATERIALS
 from src.data.showroom.scene import brief
 from src.data.showroom.text import PATTERN_WORDS, prompt
 from src.models.attributes.system import AttributeReader, named
+from src.models.layers import ImageEncoderSettings
 
 TINY: dict[str, Any] = {
     "attributes": {
         "wall": {"ends": ["wall"], "values": ["blue", "sky blue", "red"]},
         "light": {"ends": ["light", "daylight"], "values": ["warm", "cool"]},
     },
-    "image_encoder": "test_resnet",
-    "image_size": 32,
+    "image_encoder": ImageEncoderSettings("test_resnet", size=32),
     "width": 16,
     "lr": 1e-2,
 }

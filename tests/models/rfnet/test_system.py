@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +17,18 @@ from src.config import compose
 from src.data.batch import CLASSES, Batch, collate, to_float
 from src.data.module import AdData
 from src.models.augmentation import augmented
-from src.models.layers import PictureEncoder
-from src.models.rfnet.layers import FeatureFilter, TitleEncoder, ordinal_embeddings
+from src.models.layers import ImageEncoder, ImageEncoderSettings
+from src.models.rfnet.layers import FeatureFilter, TextEncoderSettings, TitleEncoder, ordinal_embeddings
+from src.models.rfnet.net import FusionSettings
 from src.models.rfnet.system import INPUTS, RFNetSystem
 from src.runtime import checkpoint
 
 TITLES = ["Nordhem Oak Chair 49x61x118 cm", "Sofa", "Brixmoor Steel Double Oven 60x52x109 cm Free Shipping", "Barrel"]
-TINY: dict[str, Any] = {
-    "image_encoder": "resnet10t",
-    "encoder_options": {"channels": [8, 8, 16, 16], "stem_width": 8, "zero_init_last": False},
-    "encoder_stage": 2,
-    "image_size": 32,
-    "map_size": 32,
-    "unshuffle": 2,
-    "text_options": {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32},
-    "max_title_tokens": 48,
-    "width": 16,
-    "num_heads": 2,
-    "num_fusion": 1,
-    "feedforward": 32,
-    "dropout": 0.0,
-}
+OPTIONS = {"channels": [8, 8, 16, 16], "stem_width": 8, "zero_init_last": False}
+IMAGE = ImageEncoderSettings("resnet10t", options=OPTIONS, stage=2, size=32, unshuffle=2)
+TEXT = TextEncoderSettings(options={"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32})
+FUSION = FusionSettings(width=16, num_heads=2, num_layers=1, feedforward=32, dropout=0.0)
+TINY: dict[str, Any] = {"image_encoder": IMAGE, "text_encoder": TEXT, "fusion": FUSION}
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +78,7 @@ def test_feature_filter_is_the_papers_equation():
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_a_row_alone_is_the_row_of_a_batch(inputs, pooling):
     """So titles padded to a longer neighbour's length give what they give unpadded."""
-    net, ads = system(inputs=inputs, pooling=pooling), batch()
+    net, ads = system(inputs=inputs, fusion=replace(FUSION, pooling=pooling)), batch()
     with torch.no_grad():
         whole = net(ads)
         alone = torch.cat([net({name: value[i : i + 1] for name, value in ads.items()}) for i in range(4)])
@@ -125,8 +117,9 @@ def test_the_title_speaks_only_through_the_product():
 
 
 @pytest.mark.parametrize("change", [
-    {}, {"encoders": "separate"}, {"encoders": "paired", "map_size": 16, "grid": 2}, {"pooling": "cls"},
-    {"grid": 1, "product_alpha": True}, {"inputs": ["image"]}, {"inputs": ["depth", "title"]}, {"num_filters": 2},
+    {}, {"separate_encoders": True}, {"map_encoder": replace(IMAGE, size=16, grid=2)},
+    {"fusion": replace(FUSION, pooling="cls")}, {"image_encoder": replace(IMAGE, grid=1, alpha=True)},
+    {"inputs": ["image"]}, {"inputs": ["depth", "title"]}, {"fusion": replace(FUSION, num_filters=2)},
 ])  # fmt: skip
 def test_every_weight_learns(change):
     net = system(**change).train()
@@ -136,9 +129,13 @@ def test_every_weight_learns(change):
     assert [name for name in idle if not name.endswith("key.bias")] == []
 
 
-@pytest.mark.parametrize(("encoders", "count"), [("shared", 1), ("paired", 2), ("separate", 4)])
-def test_encoders_are_shared_as_named(encoders, count):
-    assert len(RFNetSystem(**{**TINY, "encoders": encoders}).net.encoders) == count
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("maps", [None, replace(IMAGE, size=16)])
+def test_encoders_are_shared_as_configured(maps, separate):
+    net = RFNetSystem(**TINY, map_encoder=maps, separate_encoders=separate).net
+    assert len(net.encoders) == (4 if separate else 1 if maps is None else 2)
+    sizes = {name: net.encoders[net.encoder_of[name]].size for name in ("product", "image", "depth", "saliency")}
+    assert sizes == {"product": 32, "image": 32} | dict.fromkeys(("depth", "saliency"), maps.size if maps else 32)
 
 
 def test_product_stands_on_the_background():
@@ -150,26 +147,27 @@ def test_product_stands_on_the_background():
     torch.testing.assert_close(shown[0, 0], torch.tensor([[0.25, 0.8], [0.525, 0.25]]))
     with pytest.raises(ValueError, match=r"product must be \(batch, 4"):
         net.prepared("product", {**ads, "product": product[:, :3]})
-    placed = system(product_alpha=True).net
+    placed = system(image_encoder=replace(IMAGE, alpha=True), map_encoder=IMAGE).net
     assert placed.prepared("product", ads).shape == (1, 4, 2, 2)
     torch.testing.assert_close(placed.prepared("image", ads), torch.cat([image, product[:, 3:]], dim=1))
+    assert placed.prepared("depth", ads).shape == (1, 3, 4, 4)  # its encoder takes no alpha
+    placed = system(image_encoder=replace(IMAGE, alpha=True)).net
     assert placed.prepared("depth", ads)[:, 3].amax() > 0  # resized to the map's own size
-    blind = system(product_alpha=True, inputs=["image"]).net
+    blind = system(image_encoder=replace(IMAGE, alpha=True), inputs=["image"]).net
     assert blind.prepared("image", ads)[:, 3].min() == 1  # it does not see the product, nor where it is
 
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"inputs": ["image", "text"]}, "give some of product, image, depth, saliency, title"),
     ({"inputs": []}, "give some of"),
-    ({"encoders": "three"}, "choose one of shared, paired, separate"),
-    ({"pooling": "max"}, "choose one of mean, cls"),
-    ({"map_size": 16}, "encoders=shared takes one size"),
+    ({"fusion": replace(FUSION, pooling="max")}, "choose one of mean, cls"),
     ({"schedule": "linear"}, "choose one of cosine, step"),
-    ({"image_encoder": "resnet19"}, "timm has no such net"),
-    ({"unshuffle": 3}, "does not divide the picture size 32"),
-    ({"text_options": {"hidden": 3}}, "has no hidden"),
-    ({"max_title_tokens": 500}, "max_title_tokens is 500"),
-    ({"text_encoder": "no/such/folder/at/all"}, "text_encoder 'no/such/folder/at/all'"),
+    ({"image_encoder": replace(IMAGE, name="resnet19")}, "timm has no such network; similar names: .*resnet18"),
+    ({"image_encoder": replace(IMAGE, unshuffle=3)}, "unshuffle=3 does not divide the image size 32"),
+    ({"text_encoder": replace(TEXT, options={"hidden": 3})}, r"text_encoder\.options: .* has no hidden"),
+    ({"text_encoder": replace(TEXT, max_tokens=500)}, r"text_encoder\.max_tokens is 500"),
+    ({"text_encoder": replace(TEXT, name="no/such/folder/at/all")}, "text_encoder 'no/such/folder/at/all'"),
+    ({"text_encoder": None}, "text_encoder is null"),
     ({"classes": ["good", "bad"]}, "none is 'available'"),
 ])  # fmt: skip
 def test_refuses_by_name(change, message):
@@ -179,7 +177,7 @@ def test_refuses_by_name(change, message):
 
 def test_unshuffled_pixels_are_the_same_pixels():
     """Stage 1 divides by 4, two by two pixels in one by 2: eight pixels to the right are one token to the right."""
-    encoder = PictureEncoder("resnet10t", 8, size=128, options=TINY["encoder_options"], stage=1, unshuffle=2).eval()
+    encoder = ImageEncoder(replace(IMAGE, size=128, stage=1), 8).eval()
     picture = torch.rand(1, 3, 128, 128)
     [tokens], [moved] = encoder([picture]), encoder([picture.roll(8, dims=3)])
     assert encoder.grid == 16
@@ -201,7 +199,7 @@ def test_numbers_begin_in_order():
 
 
 def test_titles_are_cut_and_sizes_stay_whole():
-    encoder = TitleEncoder("src/data/showroom/text", 8, max_tokens=8).eval()
+    encoder = TitleEncoder(TextEncoderSettings(max_tokens=8), 8).eval()
     assert encoder.tokenizer.tokenize("49x61x118 cm") == ["49", "x", "61", "x", "118", "cm"]
     tokens, padding = encoder(["Sofa", "Oak Chair 49x61x118 cm Brown"])
     assert tokens.shape == (2, 8, 8)
@@ -211,7 +209,7 @@ def test_titles_are_cut_and_sizes_stay_whole():
 
 def test_noise_takes_words_and_leaves_numbers():
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    encoder = TitleEncoder("src/data/showroom/text", 8, max_tokens=48, options=still, word_noise=0.5)
+    encoder = TitleEncoder(TextEncoderSettings(options=still, word_noise=0.5), 8)
     ids = encoder.tokenizer(["Nordhem Oak Dining Chair 49x61x118 cm"] * 200, return_tensors="pt")["input_ids"]
     kept = encoder.noised(ids) == ids
     numbers = [encoder.tokenizer.convert_tokens_to_ids(word) for word in ("[CLS]", "49", "61", "118", "[SEP]")]
@@ -307,7 +305,8 @@ def test_learns_draws_and_comes_back_from_its_folder(tmp_path: Path):
     assert all(path.stat().st_size > 10_000 for path in paths)
 
     about = {str(part): "a test" for part in checkpoint.ABOUT}
-    arguments = {"_target_": "src.models.rfnet.system.RFNetSystem", **TINY}
+    fusion = {"_target_": "src.models.rfnet.net.FusionSettings", **asdict(FUSION)}
+    arguments = {"_target_": "src.models.rfnet.system.RFNetSystem", "fusion": fusion}
     checkpoint.save(tmp_path / "folder", net.cpu().eval(), arguments, measured, about)
     loaded: Any = checkpoint.load(tmp_path / "folder")
     ads = to_float(collate([data.split("test")[i] for i in range(7)]))
@@ -318,7 +317,7 @@ def test_refuses_titles_that_its_tokenizer_cannot_read():
     source = Ads()
     source.record = lambda rng, label: Ads.record(source, rng, label) | {"title": "北欧实木餐椅 450x500 mm"}
     trainer = L.Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    with pytest.raises(ValueError, match=r"of the tokens of titles such as '北欧.*model\.text_encoder="):
+    with pytest.raises(ValueError, match=r"of the tokens of titles such as '北欧.*model\.text_encoder\.name="):
         trainer.fit(RFNetSystem(**TINY), AdData(source, batch_size=20, num_workers=0))  # pyright: ignore
 
 
@@ -332,7 +331,7 @@ def test_refuses_data_with_other_classes():
 
 def test_configurations_build():
     paper = compose("fit", ["experiment=rfnet_paper", "data.root=nowhere"])
-    words = ["model=rfnet", "model.num_fusion=1"]
+    words = ["model=rfnet", "model.fusion.num_layers=1"]
     shipped, alone = (build(compose("fit", [*words, f"model={name}"]).model) for name in ("rfnet", "rfnet_image"))
     assert alone.fields == {"image", "label"}
     assert sum(p.numel() for p in shipped.net.parameters()) * 2 < 8e6  # bytes in fp16
@@ -340,7 +339,7 @@ def test_configurations_build():
         tuple(p.shape) for p in shipped.net.encoders["picture"].parameters()
     ]
     assert alone.net.encoders.keys() == {"picture"}
-    assert (paper.model.width, paper.model.num_filters, paper.model.num_fusion) == (384, 1, 3)
+    assert (paper.model.fusion.width, paper.model.fusion.num_filters, paper.model.fusion.num_layers) == (384, 1, 3)
     assert paper.trainer.max_epochs == 10
 
 
@@ -350,10 +349,10 @@ def test_a_text_folder_with_a_file_missing_or_torn_is_named(file: str, tmp_path:
     shutil.copytree("src/data/showroom/text", text)
     whole = (text / file).read_text()
     (text / file).write_text(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=rf"{text}.*torn|{text}' is no folder and cannot be had"):
-        TitleEncoder(str(text), width=8)
+    with pytest.raises(ValueError, match=rf"{text}.*torn|{text}' cannot be loaded"):
+        TitleEncoder(TextEncoderSettings(str(text)), width=8)
     (text / file).unlink()
     with pytest.raises(ValueError, match=f"{text} is no complete folder of a text encoder: {file} is missing"):
-        TitleEncoder(str(text), width=8)
+        TitleEncoder(TextEncoderSettings(str(text)), width=8)
     (text / file).write_text(whole)
-    TitleEncoder(str(text), width=8)
+    TitleEncoder(TextEncoderSettings(str(text)), width=8)
