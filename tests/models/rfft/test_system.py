@@ -509,6 +509,10 @@ def train(
     return fit(system, data(), config), system
 
 
+def redness(generator: Generator) -> float:
+    return float(Redness()(generator.sample(generator.encode(ads(4))), ads(4)).value.mean())
+
+
 @pytest.mark.parametrize("trainable", ["unet", "controlnet", "unet_lora"])
 @pytest.mark.parametrize(
     "regularizer",
@@ -516,16 +520,11 @@ def train(
     ids=lambda r: type(r).__name__,
 )
 def test_a_run_raises_the_reward_and_ends_in_a_folder_of_diffusers(trainable, regularizer, tmp_path):
-    before = rfft(trainable=trainable)
     _, after = train(
         tmp_path, trainable=trainable, regularizer=regularizer, lr=0.02 if trainable == "unet_lora" else 0.01
     )
     opened = load_generator(tmp_path / "checkpoint", **after.net.settings)
-    values = []
-    for generator in (before.net, opened):
-        images = generator.sample(generator.encode(ads(4)))
-        values.append(float(Redness()(images, ads(4)).value.mean()))
-    assert values[1] > values[0] + 2e-5
+    assert redness(opened) > redness(tiny.generator()) + 2e-5
     assert (tmp_path / "pictures" / "before_after.png").is_file()
     assert list((tmp_path / "pictures").glob("step-*.png"))
     StableDiffusionControlNetInpaintPipeline.from_pretrained(tmp_path / "checkpoint")
@@ -597,10 +596,9 @@ def test_a_broken_run_resumes_to_the_weights_of_an_unbroken_one(trainable, preci
 
 @pytest.mark.parametrize("steps", [LastK(2), RandomTruncation(0.5)], ids=lambda p: type(p).__name__)
 def test_the_peers_train_by_other_step_policies(steps, tmp_path):
-    _, system = train(tmp_path, steps=steps, trainable="unet")
-    assert any(
-        not torch.equal(a, b) for a, b in zip(system.net.parameters(), tiny.generator().parameters(), strict=True)
-    )
+    """The reward rises by more than weight decay or chance move it."""
+    _, system = train(tmp_path, steps=steps, trainable="unet", lr=0.01)
+    assert redness(system.net) > redness(tiny.generator()) + 2e-5
 
 
 def test_rfnet_tunes_too_with_the_maps_of_the_painted_picture(tmp_path):
