@@ -1,7 +1,7 @@
 """What a picture of a room shows: a reader of the attributes that its prompt names, to measure prompt-following by."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
