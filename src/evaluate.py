@@ -16,6 +16,7 @@ from src.config import command
 from src.data.module import AdData
 from src.fit import measured_rows, set_up, told
 from src.runtime.checkpoint import load
+from src.runtime.progress import table
 from src.runtime.system import System
 
 
@@ -36,12 +37,6 @@ def evaluate(
     batches = data.batches(split, trainer.strategy.root_device, perceived=perceived, repainted=repainted)
     (metrics,) = trainer.test(system, dataloaders=batches, verbose=False)
     return {name.replace("test/", f"{split}/", 1): value for name, value in metrics.items()}
-
-
-def table(metrics: dict[str, float]) -> str:
-    """One line per metric, aligned."""
-    width = max(map(len, metrics), default=0)
-    return "\n".join(f"{name:<{width}}  {value:>10.4f}" for name, value in metrics.items())
 
 
 def main() -> int:

@@ -35,7 +35,7 @@ from src.config import ConfigError, command
 from src.data.module import AdData
 from src.data.splits import SPLITS
 from src.runtime import checkpoint
-from src.runtime.progress import Lines, duration
+from src.runtime.progress import Lines, duration, table
 from src.runtime.resume import AtomicIO, LastCheckpoint, StepSeed, open_run
 from src.runtime.system import System
 
@@ -149,7 +149,7 @@ def fit(system: System, data: AdData, config: dict[str, Any]) -> dict[str, float
         about = describe(system, data, sizes, asked, config, spent, machine(device, trainer.world_size))
         checkpoint.save(out / "checkpoint", system.cpu().eval(), config["model"], metrics, about, dtype)
         pictures = system.to(device).report(data, out / "pictures") if tests else []
-        print("\n".join(table(metrics)))
+        print(table(metrics))
         print("\n".join(f"wrote {path}" for path in [out / "checkpoint", *pictures]))
     return metrics
 
@@ -177,17 +177,6 @@ def new_trainer(out: Path, config: dict[str, Any], monitor: tuple[str, str] | No
         plugins=[AtomicIO()],
         enable_checkpointing=bool(monitor),
     )
-
-
-def table(metrics: dict[str, float]) -> list[str]:
-    """A line for each metric; that of a tuner's test/x also tells test/before_x."""
-    width, before = max(map(len, metrics), default=0), "test/before_"
-    was = {name: metrics.get(before + name.removeprefix("test/")) for name in metrics}
-    return [
-        f"{name:<{width}}  {value:8.4f}" + ("" if was[name] is None else f"  before {was[name]:8.4f}")
-        for name, value in metrics.items()
-        if not name.startswith(before)
-    ]
 
 
 def machine(device: torch.device, world_size: int) -> str:

@@ -30,7 +30,7 @@ from src.diffusion.recurrent import Job, attempt_seed, recurrent
 from src.fit import set_up
 from src.rewards.base import Reward
 from src.runtime.checkpoint import fingerprint
-from src.score import torch_device
+from src.runtime.device import torch_device
 
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: in names and JSON of broken text
 ROW = ("key", "accepted", "attempts", "value", "values", "seed", "prompt", "order")  # of the manifest

@@ -26,7 +26,7 @@ from src.data.images import unfitted
 from src.data.module import AdData
 from src.data.splits import SPLITS
 from src.fit import set_up, told
-from src.score import torch_device
+from src.runtime.device import torch_device
 
 SAVE_EVERY = 16  # batches between two notes of what is done
 

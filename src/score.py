@@ -29,6 +29,7 @@ from src.data.batch import Batch, Record, collate, to_float
 from src.fit import set_up
 from src.rewards.base import Reward
 from src.runtime.checkpoint import fingerprint
+from src.runtime.device import torch_device
 from src.runtime.run_output import Bad, RunOutput
 
 READERS = min(8, os.cpu_count() or 1)  # threads that decode pictures; decoding lets go of the interpreter's lock
@@ -139,17 +140,6 @@ def _parts(config: DictConfig) -> tuple[Reward, Ads]:
     reward: Reward = build(config.reward)
     ads = Table(Path(config.table), reward.fields) if config.table else Folder(Path(config.folder), reward.fields)
     return reward, ads
-
-
-def torch_device(name: str) -> torch.device:
-    """The device of that name, "auto" being a GPU if there is one. Raises ValueError for one that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={name}: {str(error).splitlines()[0]}") from None
 
 
 def _chunks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:

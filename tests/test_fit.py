@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from src.data.module import AdData
-from src.fit import fit, table, told
+from src.fit import fit, told
 from src.runtime.resume import AtomicIO
 from src.runtime.system import System
 
@@ -376,14 +376,6 @@ def test_best_weights_and_a_start_from_a_checkpoint(tmp_path, capsys):
     train(tmp_path / "b", max_epochs=1, rate=0.0, init=str(tmp_path / "a/checkpoint"))
     again = load_file(tmp_path / "b/checkpoint/model.safetensors")
     assert torch.equal(again["1.weight"], shipped["1.weight"])
-
-
-def test_what_was_before_stands_beside_what_is():
-    told = table({"test/reward": -0.25, "test/before_reward": -1.5, "val/reward": -0.5})
-    assert [line.split() for line in told] == [
-        ["test/reward", "-0.2500", "before", "-1.5000"],
-        ["val/reward", "-0.5000"],
-    ]
 
 
 def test_impossible_wishes_are_refused_before_anything_is_written(tmp_path):

@@ -14,6 +14,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from src.runtime.files import atomic
+
 SUFFIXES = {b".png", b".jpg", b".jpeg", b".webp", b".bmp", b".tif", b".tiff"}
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".7z", ".rar")
 NONE, SEVERAL = -1, -2
@@ -329,12 +331,9 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Writes an .npz cache in one step, so that a killed run leaves none half done; warns where it cannot."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
+        with atomic(path, shared=True) as part, part.open("wb") as file:
             np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
-        os.replace(part, path)
     except OSError as error:
         warnings.warn(
             f"{path} cannot be written ({error}) and is made anew each time; name a folder: cache=", stacklevel=2

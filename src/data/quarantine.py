@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from src.runtime.files import atomic
+
 
 class Quarantine:
     """Called with (file, line, key, reason): raises a ValueError, or, with a `path`, lists the row for `write`.
@@ -28,11 +30,8 @@ class Quarantine:
     def write(self) -> None:
         """Replaces the file, in one step, by the rows listed."""
         if self.path is not None:
-            with self._told():
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
+            with self._told(), atomic(self.path, shared=True) as part:
                 part.write_bytes(b"".join(self.rows))
-                os.replace(part, self.path)
 
     def append(self, file: Path, line: int, key: str, reason: str) -> None:
         """Adds a row to the file, unless it is there, with one appending write: lines of several workers never mix."""

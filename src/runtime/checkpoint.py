@@ -10,9 +10,7 @@ another library's layout instead of model.safetensors; what its `assets` returns
 """
 
 import hashlib
-import json
 import math
-import os
 import re
 from collections.abc import Container, Mapping
 from pathlib import Path
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 from yaml import YAMLError
 
 from src.build import build, targets
+from src.runtime.files import atomic, write_json
 from src.runtime.system import System
 
 WEIGHTS, CONFIG, METRICS, CARD = "model.safetensors", "config.yaml", "metrics.json", "README.md"
@@ -91,11 +90,9 @@ def save(
     if system.own_layout:
         system.save_weights(folder, DTYPES[dtype])
     else:
-        save_file(weights, folder / f"{WEIGHTS}.part", metadata={"format": "pt"})
-        os.replace(folder / f"{WEIGHTS}.part", folder / WEIGHTS)
-    part = folder / f"{METRICS}.part"
-    part.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-    part.replace(folder / METRICS)
+        with atomic(folder / WEIGHTS) as part:
+            save_file(weights, part, metadata={"format": "pt"})
+    write_json(folder / METRICS, numbers)
 
 
 def round_weights(net: nn.Module, dtype: str) -> None:

@@ -1,4 +1,4 @@
-"""Progress of a training run where no terminal shows a bar."""
+"""Progress and metrics as lines of text."""
 
 import time
 from collections.abc import Mapping
@@ -46,3 +46,14 @@ def shown(metrics: Mapping[str, Any], prefix: str) -> str:
 
 def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+def table(metrics: Mapping[str, float]) -> str:
+    """A line for each metric; that of a tuner's test/x also shows test/before_x."""
+    width, before = max(map(len, metrics), default=0), "test/before_"
+    was = {name: metrics.get(before + name.removeprefix("test/")) for name in metrics}
+    return "\n".join(
+        f"{name:<{width}}  {value:8.4f}" + ("" if was[name] is None else f"  before {was[name]:8.4f}")
+        for name, value in metrics.items()
+        if not name.startswith(before)
+    )

@@ -15,6 +15,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from omegaconf import OmegaConf
 
+from src.runtime.files import atomic
+
 # May change on resuming: the result does not depend on them.
 FREE = ("data.num_workers", "data.source.cache", "data.cache", "data.root", "data.quarantine", "data.verify")
 # Of the trainer's arguments, those that must not change: which batches a step sees, what it does with them, and the
@@ -35,10 +37,8 @@ def open_run(out: Path, config: dict[str, Any]) -> Path | None:
                 raise ValueError(f"{out} holds a run with another {changed}; resume it as it was.")
         elif trained and last.exists():
             raise ValueError(f"{out} has a last.ckpt but no config.yaml: it cannot be told what run it is.")
-        out.mkdir(parents=True, exist_ok=True)
-        part = file.with_name("config.yaml.part")
-        part.write_text(OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
-        part.replace(file)
+        with atomic(file) as part:
+            part.write_text(OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
     return last if config["resume"] and last.is_file() else None
 
 
@@ -175,8 +175,5 @@ class AtomicIO(TorchCheckpointIO):
             ) from None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        torch.save(checkpoint, part)
-        part.replace(path)
+        with atomic(Path(path)) as part:
+            torch.save(checkpoint, part)

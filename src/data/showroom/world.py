@@ -3,8 +3,6 @@
 import functools
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from src.data.showroom import feedback, text
 from src.data.showroom.draw import paint
 from src.data.showroom.scene import Scene, scene
 from src.data.splits import SPLITS
+from src.runtime.files import atomic
 
 GROUPS = (2, 3, 4)  # sizes of successive groups of tries at one brief, over and over
 
@@ -133,10 +132,8 @@ class Pictures(Dataset):
         panels = np.concatenate([made["image"], made["product"][:3], maps], 2).transpose(1, 2, 0)
         note = PngInfo()
         note.add_text("record", json.dumps(written))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            Image.fromarray(np.ascontiguousarray(panels)).save(file, "PNG", compress_level=1, pnginfo=note)
-        os.replace(file.name, path)
+        with atomic(path, shared=True) as part:
+            Image.fromarray(np.ascontiguousarray(panels)).save(part, "PNG", compress_level=1, pnginfo=note)
         return written, made
 
 

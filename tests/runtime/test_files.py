@@ -1,0 +1,38 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from src.runtime.files import atomic, write_json
+
+ROOT = Path(__file__).parents[2]
+KILLED = """
+import os, sys
+from pathlib import Path
+from src.runtime.files import atomic
+with atomic(Path(sys.argv[1])) as part:
+    part.write_text("half")
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "metrics.json"
+    write_json(file, {"a": 1})
+    assert json.loads(file.read_text()) == {"a": 1}
+    with pytest.raises(ZeroDivisionError), atomic(file) as part:
+        part.write_text(str(1 / 0))
+    subprocess.run([sys.executable, "-c", KILLED, str(file)], cwd=ROOT, check=False)
+    assert json.loads(file.read_text()) == {"a": 1}
+    write_json(file, {"a": 2})
+    assert [path.name for path in file.parent.iterdir()] == ["metrics.json"]  # what the kill left is gone
+
+
+def test_processes_that_share_a_file_write_to_different_parts(tmp_path: Path) -> None:
+    with atomic(tmp_path / "cache", shared=True) as part:
+        assert str(os.getpid()) in part.name
+        part.write_text("x")
+    assert (tmp_path / "cache").read_text() == "x"
