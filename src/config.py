@@ -13,7 +13,6 @@
 
 import difflib
 import json
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
@@ -46,19 +45,6 @@ def compose(entry: str, words: list[str], root: Path = CONF) -> DictConfig:
             raise ConfigError(f"{name}={value} is not under src.")
     OmegaConf.set_struct(config, True)
     return config
-
-
-def command(entry: str, root: Path = CONF) -> DictConfig:
-    """`compose` under the words of the command line. `--help` prints and exits, an error is one line and code 2."""
-    words = [word for word in sys.argv[1:] if word not in ("-h", "--help")]
-    try:
-        if len(words) == len(sys.argv[1:]):
-            return compose(entry, words, root)
-        print(describe(entry, words, root))
-    except ConfigError as error:
-        sys.stderr.write(f"{entry}: {error}\n")
-        sys.exit(2)
-    sys.exit(0)
 
 
 def describe(entry: str, words: list[str], root: Path = CONF) -> str:

@@ -3,19 +3,19 @@
 Prints the metrics as a table and, with `out=DIR`, writes them to `DIR/metrics.json` as {"test/availability_f1": ...}.
 """
 
-import json
 import math
 import sys
 from pathlib import Path
 
 import lightning as L
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
 
 from src.build import build
-from src.config import command
 from src.data.module import AdData
-from src.fit import measured_rows, set_up, told
+from src.fit import measured_rows
 from src.runtime.checkpoint import load
+from src.runtime.command import command
+from src.runtime.files import write_json
 from src.runtime.progress import table
 from src.runtime.system import System
 
@@ -39,31 +39,22 @@ def evaluate(
     return {name.replace("test/", f"{split}/", 1): value for name, value in metrics.items()}
 
 
-def main() -> int:
-    config = command("evaluate")
-    set_up(config.threads)
+@command("evaluate")
+def main(config: DictConfig) -> None:
     L.seed_everything(config.seed, verbose=False)
-    try:
-        system, data = load(config.checkpoint), build(config.data)
-        data.require(system)
-        if not (records := len(data.split(config.split))):
-            raise ValueError(f"the {config.split} split has no records.")
-        trainer = L.Trainer(**build(config.trainer), logger=False, enable_checkpointing=False)
-        asked = measured_rows(trainer, data, records)
-        metrics = evaluate(system, data, config.split, trainer, config.perceived, config.repainted)
-    except (ValueError, OSError, MisconfigurationException) as error:
-        sys.stderr.write(f"evaluate: {told(error)}\n")
-        return 2
-    print(
-        f"{config.checkpoint} on the {config.split} split, {asked}{f' of {records}' if asked < records else ''} records"
-    )
+    system, data = load(config.checkpoint), build(config.data)
+    data.require(system)
+    if not (records := len(data.split(config.split))):
+        raise ValueError(f"the {config.split} split has no records.")
+    trainer = L.Trainer(**build(config.trainer), logger=False, enable_checkpointing=False)
+    asked = measured_rows(trainer, data, records)
+    metrics = evaluate(system, data, config.split, trainer, config.perceived, config.repainted)
+    share = f"{asked} of {records}" if asked < records else records
+    print(f"{config.checkpoint} on the {config.split} split, {share} records")
     print(table(metrics))
-    if config.out:
-        file = Path(config.out) / "metrics.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
+    if config.out and trainer.is_global_zero:
         numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        file.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-    return 0
+        write_json(Path(config.out) / "metrics.json", numbers)
 
 
 if __name__ == "__main__":

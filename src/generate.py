@@ -9,32 +9,31 @@ Exit code 0: every product has a picture; 1: some, or all, could not be painted;
 """
 
 import json
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
 from src.build import build
-from src.config import command
+from src.config import plain
 from src.data.batch import Record
 from src.data.product_prompts import ProductError, ProductPrompt, placed, read_product_prompts
 from src.diffusion.generator import Generator
 from src.diffusion.recurrent import Job, attempt_seed, recurrent
-from src.fit import set_up
 from src.rewards.base import Reward
 from src.runtime.checkpoint import fingerprint
-from src.runtime.device import torch_device
+from src.runtime.command import command
+from src.runtime.device import PRECISIONS, autocast, torch_device
+from src.runtime.files import atomic, write_json
 
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: in names and JSON of broken text
 ROW = ("key", "accepted", "attempts", "value", "values", "seed", "prompt", "order")  # of the manifest
-FREE = ("batch_size", "resume", "device", "threads", "products", "prompts", "out")
+FREE = ("batch_size", "resume", "device", "threads", "debug", "products", "prompts", "out")
 
 
 class Manifest:
@@ -69,20 +68,16 @@ class Manifest:
                     self.rows.append(row)
                     kept.append(line.rstrip(b"\n") + b"\n")
             if b"".join(kept) != whole:
-                part = self.file.with_suffix(".part")
-                part.write_bytes(b"".join(kept))
-                os.replace(part, self.file)
-        part = settings.with_suffix(".part")
-        part.write_text(json.dumps(of, indent=2) + "\n", encoding="utf-8")
-        os.replace(part, settings)
+                with atomic(self.file) as part:
+                    part.write_bytes(b"".join(kept))
+        write_json(settings, of)
 
     def add(self, job: Job, accepted: bool, seed: int, stamp: str) -> None:
         """Writes the picture, then its line: a product with a line has its picture."""
         record, best = job.record, max(job.values)
         assert job.best is not None
-        part = self.out / f"{record['key']}.png.part"
-        to_pil_image(job.best.clamp(0, 1)).save(part, "PNG")
-        os.replace(part, self.out / f"{record['key']}.png")
+        with atomic(self.out / f"{record['key']}.png") as part:
+            to_pil_image(job.best.clamp(0, 1)).save(part, "PNG")
         row = {
             "key": record["key"], "accepted": accepted, "attempts": job.attempts, "value": best, "values": job.values,
             "seed": attempt_seed(seed, job.values.index(best)), "prompt": record["prompt"], "order": stamp,
@@ -122,18 +117,17 @@ def generate(generator: Generator, reward: Reward, config: DictConfig) -> tuple[
     """The manifest and the products that could not be painted: file name, reason."""
     if foreign := sorted(reward.fields - {"product", "prompt", "title"}):
         raise ValueError(f"{type(reward).__name__} needs {', '.join(foreign)}, which a product folder does not have.")
-    for name in ("attempts", "threshold", "scale", "batch_size", "seed"):
+    for name in ("attempts", "threshold", "scale", "batch_size"):
         if config[name] is None:
             raise ValueError(f"{name}=null: it takes a number.")
-    if config.precision not in ("float32", "bfloat16"):
-        raise ValueError(f"precision={config.precision}: choose one of float32, bfloat16.")
+    device = torch_device(config.device)
+    half = autocast(device, config.precision)
     size = config.size or generator.size
     if size % generator.cell:
         raise ValueError(f"size={size}: this generator paints multiples of {generator.cell} px.")
     if Path(config.out).resolve() == Path(config.products).resolve():
         raise ValueError(f"out={config.out} is the folder of the products: its pictures would replace them.")
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    of = {name: value for name, value in plain.items() if name not in FREE}
+    of = {name: value for name, value in plain(config).items() if name not in FREE}
     of |= {f"generator.{name}": value for name, value in generator.settings.items()}  # those of its folder among them
     scheduler = generator.scheduler.config
     of["generator.scheduler"] = {name: scheduler[name] for name in sorted(scheduler) if not name.startswith("_")}
@@ -152,13 +146,10 @@ def generate(generator: Generator, reward: Reward, config: DictConfig) -> tuple[
             f"choose another out, or take their lines out of {manifest.file.name}."
         )
     waiting = [order for order in wanted if order.key not in done]
-    device = torch_device(config.device)
-    half = config.precision == "bfloat16"
-    generator.to(device, torch.bfloat16 if half else torch.float32)
+    generator.to(device, PRECISIONS[config.precision])
     reward.to(device)
     asked = records(waiting, reward, size, config, bad)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=half)
-    with autocast, tqdm(total=len(wanted), initial=len(done), unit="ad", disable=None) as bar:
+    with half, tqdm(total=len(wanted), initial=len(done), unit="ad", disable=None) as bar:
         pairs = recurrent(
             generator, reward, asked, config.threshold, config.attempts, config.batch_size, config.seed, device
         )
@@ -198,22 +189,14 @@ def lines(told: dict[str, Any]) -> list[str]:
     return found
 
 
-def main() -> int:
-    config = command("generate")
-    set_up(config.threads)
-    try:
-        if config.generator is None or config.reward is None:
-            raise ValueError("it needs a generator to paint and a reward to accept by: neither can be null.")
-        generator, reward = build(config.generator).eval().requires_grad_(False), build(config.reward)
-        manifest, bad = generate(generator, reward, config)
-    except torch.OutOfMemoryError as error:
-        sys.stderr.write(f"generate: {error}\nbatch_size={config.batch_size} is too many; the same command goes on.\n")
-        return 2
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"generate: {error}\n")
-        return 2
+@command("generate")
+def main(config: DictConfig) -> int:
+    if config.generator is None or config.reward is None:
+        raise ValueError("it needs a generator to paint and a reward to accept by: neither can be null.")
+    generator, reward = build(config.generator).eval().requires_grad_(False), build(config.reward)
+    manifest, bad = generate(generator, reward, config)
     told = summary(manifest.rows, generator.num_steps)
-    (manifest.out / "summary.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    write_json(manifest.out / "summary.json", told)
     print("\n".join(lines(told)))
     print(f"wrote {manifest.out}")
     for name, reason in bad:

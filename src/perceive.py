@@ -8,7 +8,6 @@ command goes on there. Exit code 2: nothing can be computed.
 """
 
 import json
-import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,16 +16,17 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig
 from tqdm import tqdm
 
 from src.build import build
-from src.config import command
+from src.config import plain
 from src.data.images import unfitted
 from src.data.module import AdData
 from src.data.splits import SPLITS
-from src.fit import set_up, told
-from src.runtime.device import torch_device
+from src.runtime.command import command
+from src.runtime.device import autocast, torch_device
+from src.runtime.files import write_json
 
 SAVE_EVERY = 16  # batches between two notes of what is done
 
@@ -46,19 +46,16 @@ class Done:
 
     def note(self, split: str, rows: int) -> None:
         self.rows[split] = rows
-        part = self.file.with_suffix(".part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps({"of": self.of, "rows": self.rows}, indent=2) + "\n", encoding="utf-8")
-        os.replace(part, self.file)
+        write_json(self.file, {"of": self.of, "rows": self.rows})
 
 
-def perceive(data: AdData, split: str, out: Path, done: Done, device: torch.device, half: bool = False) -> None:
-    """Writes the maps of the rows of a split that are not done yet. `half`: the nets run in bfloat16."""
+def perceive(data: AdData, split: str, out: Path, done: Done, device: torch.device) -> None:
+    """Writes the maps of the rows of a split that are not done yet."""
     rows, total = done.rows[split], len(data.split(split))
     canvas, fit = getattr(data.split(split), "canvas", None), getattr(data.source, "fit", "squash")
     batches = data.batches(split, device, first=rows)
     bar = tqdm(total=total, initial=rows, desc=split, unit="ad", disable=None)
-    with ThreadPoolExecutor() as pool, bar, torch.autocast(device.type, torch.bfloat16, enabled=half):
+    with ThreadPoolExecutor() as pool, bar:
         for number, batch in enumerate(batches, 1):
             shapes = dict(canvas(rows + row) for row in range(len(batch["key"]))) if canvas else {}
             for field in data.perception:
@@ -81,25 +78,19 @@ def write(name: Path, values: np.ndarray) -> None:
     file.write_bytes(data.tobytes())
 
 
-def main() -> int:
-    config = command("perceive")
-    set_up(config.threads)
-    try:
-        if config.precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision={config.precision}: choose one of float32, bfloat16.")
-        data, device, out = build(config.data), torch_device(config.device), Path(config.out)
-        if not data.perception:
-            raise ValueError("the data set lacks no map that a net of data.perception could make.")
-        node: Any = OmegaConf.to_container(config.data, resolve=True)
-        free = ("batch_size", "num_workers", "seed", "perceived", "cache", "quarantine", "verify")
-        done = Done(out, {name: value for name, value in node.items() if name not in free})
-        for split in SPLITS:
-            perceive(data, split, out, done, device, config.precision == "bfloat16")
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"perceive: {told(error)}\n")
-        return 2
+@command("perceive")
+def main(config: DictConfig) -> None:
+    device, out = torch_device(config.device), Path(config.out)
+    precision = autocast(device, config.precision)
+    data = build(config.data)
+    if not data.perception:
+        raise ValueError("the data set lacks no map that a net of data.perception could make.")
+    free = ("batch_size", "num_workers", "seed", "perceived", "cache", "quarantine", "verify")
+    done = Done(out, {name: value for name, value in plain(config.data).items() if name not in free})
+    for split in SPLITS:
+        with precision:
+            perceive(data, split, out, done, device)
     print("\n".join(f"{out / field}: {sum(done.rows.values())} maps" for field in data.perception))
-    return 0
 
 
 if __name__ == "__main__":

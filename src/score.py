@@ -18,18 +18,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
 from src.build import build
-from src.config import command
+from src.config import plain
 from src.data.ads import Ads, Folder, Row, RowError, Table
 from src.data.batch import Batch, Record, collate, to_float
-from src.fit import set_up
 from src.rewards.base import Reward
 from src.runtime.checkpoint import fingerprint
-from src.runtime.device import torch_device
+from src.runtime.command import command
+from src.runtime.device import autocast, torch_device
 from src.runtime.run_output import Bad, RunOutput
 
 READERS = min(8, os.cpu_count() or 1)  # threads that decode pictures; decoding lets go of the interpreter's lock
@@ -66,16 +66,13 @@ def read(ads: Ads, rows: list[Row], max_size: int | None, pin: bool) -> Chunk:
 
 
 @torch.inference_mode()
-def judged(
-    reward: Reward, chunk: Chunk, device: torch.device, half: bool = False
-) -> list[tuple[list[int], list[str], dict[str, Tensor]]]:
-    """Row numbers, keys and named scores of each batch; on a GPU they may still be under way. `half`: in bfloat16."""
+def judged(reward: Reward, chunk: Chunk, device: torch.device) -> list[tuple[list[int], list[str], dict[str, Tensor]]]:
+    """Row numbers, keys and named scores of each batch; on a GPU they may still be under way."""
     results = []
     for numbers, batch in chunk.batches:
         moved = {f: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for f, v in batch.items()}
         moved = to_float(moved)
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            score = reward(moved["image"], moved)
+        score = reward(moved["image"], moved)
         results.append((numbers, batch["key"], {"value": score.value} | score.parts))
     return results
 
@@ -87,7 +84,6 @@ def score(
     batch_size: int,
     device: torch.device,
     max_size: int | None = None,
-    half: bool = False,
 ) -> None:
     """Fills the output with the scores of all rows that it does not have yet, `batch_size` rows at a time."""
     done = output.progress.rows
@@ -97,7 +93,7 @@ def score(
     with tqdm(total=max(ads.total, done), initial=done, unit="ad", disable=None) as bar:
         waiting: deque[tuple[Chunk, Any]] = deque()
         for chunk in loaded:  # a GPU works on this chunk while the one before is written
-            waiting.append((chunk, judged(reward, chunk, device, half)))
+            waiting.append((chunk, judged(reward, chunk, device)))
             if len(waiting) > gpu:
                 bar.update(_write(output, *waiting.popleft()))
         for pair in waiting:
@@ -105,27 +101,23 @@ def score(
     output.close()
 
 
-def main() -> int:
-    config = command("score")
-    set_up(config.threads)
-    try:
-        device = torch_device(config.device)
-        reward, ads = _parts(config)
-        of = {
-            "table" if config.table else "folder": ads.fingerprint,
-            "reward": OmegaConf.to_container(config.reward, resolve=True),
-            "weights": fingerprint(reward),
-            "batch_size": config.batch_size,
-            "max_size": config.max_size,
-            "precision": config.precision,
-        }
-        output = RunOutput(Path(config.out), of, config.resume)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"score: {error}\n")
-        return 2
+@command("score")
+def main(config: DictConfig) -> int:
+    device = torch_device(config.device)
+    precision = autocast(device, config.precision)
+    reward, ads = _parts(config)
+    of = {
+        "table" if config.table else "folder": ads.fingerprint,
+        "reward": plain(config.reward),
+        "weights": fingerprint(reward),
+        "batch_size": config.batch_size,
+        "max_size": config.max_size,
+        "precision": config.precision,
+    }
+    output = RunOutput(Path(config.out), of, config.resume)
     if not output.progress.complete:
-        half = config.precision == "bfloat16"
-        score(reward.to(device), ads, output, config.batch_size, device, config.max_size, half)
+        with precision:
+            score(reward.to(device), ads, output, config.batch_size, device, config.max_size)
     return output.report()
 
 
@@ -135,8 +127,8 @@ def _parts(config: DictConfig) -> tuple[Reward, Ads]:
     for name, value in (("batch_size", config.batch_size), ("max_size", config.max_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
-    if config.precision not in ("float32", "bfloat16"):
-        raise ValueError(f"precision={config.precision}: choose one of float32, bfloat16.")
+    if config.reward is None:
+        raise ValueError("reward=null: a reward is needed.")
     reward: Reward = build(config.reward)
     ads = Table(Path(config.table), reward.fields) if config.table else Folder(Path(config.folder), reward.fields)
     return reward, ads

@@ -3,7 +3,6 @@
 import inspect
 import re
 import shlex
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -17,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.build import build
-from src.config import CONF, ConfigError, _compose, command, compose, describe
+from src.config import CONF, ConfigError, _compose, compose, describe
 
 TREE = {
     "fit": """
@@ -313,39 +312,8 @@ def test_the_result_is_closed(root: Path) -> None:
 # The command line
 
 
-def test_command_stops_with_one_line_and_code_2(root: Path) -> None:
-    code = "import sys; from pathlib import Path; from src.config import command; command('fit', Path(sys.argv.pop(1)))"
-    ran = subprocess.run(
-        [sys.executable, "-c", code, str(root), "modle=small"], capture_output=True, text=True, cwd=CONF.parent
-    )
-    assert ran.returncode == 2
-    assert ran.stdout == ""
-    assert ran.stderr == "fit: modle=small: no key 'modle'; nearest: model, model.lr\n"
-
-
-@pytest.mark.parametrize("word", ["modle=small", "model.lrr=1", "model=nope", "small", "data=files", "--help=1"])
-def test_command_in_process(
-    root: Path, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["fit", word])
-    with pytest.raises(SystemExit) as stop:
-        command("fit", root)
-    out, error = capsys.readouterr()
-    assert (stop.value.code, out, error.count("\n")) == (2, "", 1)
-
-
-def test_command_returns_the_configuration(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["fit", "model=tuner", "seed=4"])
-    assert command("fit", root) == compose("fit", ["model=tuner", "seed=4"], root)
-
-
-@pytest.mark.parametrize("flag", ["-h", "--help"])
-def test_help(root: Path, flag: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr(sys, "argv", ["fit", "data=files", flag, "seed=9"])
-    with pytest.raises(SystemExit) as stop:
-        command("fit", root)
-    assert stop.value.code == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_help(root: Path) -> None:
+    lines = describe("fit", ["data=files", "seed=9"], root).splitlines()
     assert lines[0].startswith("usage: python -m src.fit ")
     assert "Trains a model." in lines
     assert "  * small            A small net." in lines

@@ -3,8 +3,8 @@
 `python -m src.data.products DIR` makes such a folder of the showroom's products.
 """
 
-import argparse
 import csv
+import sys
 from pathlib import Path
 
 from PIL import Image
@@ -13,6 +13,8 @@ from src.data.batch import Record
 from src.data.product_prompts import ProductError, ProductPrompt, placed, read_product_prompts
 from src.data.showroom.world import GROUPS, Showroom, group_of
 from src.data.splits import SPLITS, stamp
+from src.runtime.command import example_command
+from src.runtime.files import new_folder
 
 
 class Products:
@@ -92,10 +94,8 @@ def write_example(out: str | Path, count: int = 32, size: int = 256) -> Path:
     """
     if count < 1 or size < 32:
         raise ValueError(f"count={count} must be at least 1, size={size} at least 32.")
-    out = Path(out)
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty.")
-    (out / "products").mkdir(parents=True, exist_ok=True)
+    out = new_folder(out)
+    (out / "products").mkdir()
     rows = Showroom({"test": max(GROUPS) * count}, size, holds=["prompt", "title", "product"]).split("test")
     briefs = [index for index in range(len(rows)) if group_of(index)[1] == 0][:count]  # not several tries at one
     with (out / "prompts.csv").open("w", newline="", encoding="utf-8") as file:
@@ -107,17 +107,5 @@ def write_example(out: str | Path, count: int = 32, size: int = 256) -> Path:
     return out
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m src.data.products", description=write_example.__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--count", type=int, default=32)
-    parser.add_argument("--size", type=int, default=256)
-    words = parser.parse_args()
-    try:
-        print(f"{write_example(words.out, words.count, words.size)}: {words.count} products")
-    except ValueError as error:
-        parser.error(str(error))
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(example_command("src.data.products", write_example))

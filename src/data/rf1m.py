@@ -5,9 +5,9 @@ of the same file names for a third of them. Titles, prompts, depth and saliency 
 them, they are read. Run `python -m src.data.rf1m OUT` for a small folder of this shape to try the reader on.
 """
 
-import argparse
 import logging
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -25,6 +25,8 @@ from src.data.modalities import Modalities, Unreadable
 from src.data.module import AdData
 from src.data.quarantine import Quarantine
 from src.data.splits import SPLITS, split_by_files, split_by_hash
+from src.runtime.command import example_command
+from src.runtime.files import new_folder
 
 VERIFY = ("none", "headers", "pixels")
 
@@ -250,8 +252,9 @@ def write_example(root: str | Path, count: int = 200, size: int = 128, seed: int
 
     part_00/ ... part_03/ hold `count` JPEG pictures, label.txt their labels 1 to 6 (all occur from 6 pictures on),
     products/ cut-outs with alpha, depth/ and saliency/ maps, titles.csv titles and prompts.
+    Raises ValueError if `root` is not empty.
     """
-    root, random = Path(root), np.random.default_rng(seed)
+    root, random = new_folder(root), np.random.default_rng(seed)
     labels, titles = [], ["key,title,prompt"]
     for number in range(count):
         name, part = f"sku{number:06d}", f"part_{number % 4:02d}"
@@ -286,15 +289,5 @@ def _choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"{name}={value}: choose one of {', '.join(choices)}.")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m src.data.rf1m", description=write_example.__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--count", type=int, default=200)
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--seed", type=int, default=0)
-    words = parser.parse_args()
-    print(f"{write_example(words.out, words.count, words.size, words.seed)}: {words.count} pictures")
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(example_command("src.data.rf1m", write_example))

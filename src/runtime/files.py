@@ -1,11 +1,14 @@
-"""Files as a run writes them: each whole or not at all."""
+"""Files as a run writes them: each whole or not at all, by one process at a time."""
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+TABLES = (".csv", ".jsonl")  # of results; any other output is a folder
 
 
 @contextmanager
@@ -28,3 +31,41 @@ def write_json(file: Path, content: Any) -> None:
     """Writes `content` as indented JSON, in one step."""
     with atomic(file) as part:
         part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def new_folder(path: str | Path) -> Path:
+    """The folder, made if it is not there. Raises ValueError if it has any content."""
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty; choose another folder.")
+    return folder
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Only one process at a time is in this block for one `out`, a folder or a table. Raises ValueError in the second.
+
+    The lock goes with the process, however it ends. It is `<out>.lock` for a table, `.lock` in a folder, where it can
+    also be made if the folder above is read-only.
+    """
+    table = out.suffix in TABLES
+    lock, new = Path(f"{out}.lock") if table else out / ".lock", not out.exists()
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        # Not flock: workers of a killed process that live on for a moment would hold it.
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not lock.exists() or not os.path.samestat(os.fstat(handle), lock.stat()):
+            raise BlockingIOError  # it was the lock of a process that ended just now
+    except (BlockingIOError, PermissionError):
+        os.close(handle)
+        raise ValueError(f"{out} is in use by another process; wait until it ends, or choose another out.") from None
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(handle)
+        if new and not table:
+            with suppress(OSError):
+                out.rmdir()  # nothing was written

@@ -28,7 +28,7 @@ def open_run(out: Path, config: dict[str, Any]) -> Path | None:
     """The checkpoint to go on from, None to begin; writes `out/config.yaml`."""
     file, last = out / "config.yaml", out / "last.ckpt"
     if rank_zero_only.rank == 0:
-        trained = out.is_dir() and bool({entry.name for entry in out.iterdir()} - {file.name, "logs"})
+        trained = out.is_dir() and bool({entry.name for entry in out.iterdir()} - {file.name, "logs", ".lock"})
         if not config["resume"] and trained:
             raise ValueError(f"{out} is not empty; resume=true goes on with the run in it, out=FOLDER begins another.")
         if file.is_file() and (trained or config["resume"]):

@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from src.runtime.files import TABLES, write_json
+
 LISTED = 20  # bad rows shown at the end; the errors file has them all
 
 
@@ -41,7 +43,7 @@ class RunOutput:
     """
 
     def __init__(self, out: Path, of: dict[str, Any], resume: bool) -> None:
-        if out.suffix not in (".csv", ".jsonl"):
+        if out.suffix not in TABLES:
             raise ValueError(f"out={out}: scores are written as .csv or .jsonl.")
         self.out, self.errors, self.state = out, Path(f"{out}.errors.csv"), Path(f"{out}.run.json")
         self.progress = Progress(of)
@@ -74,9 +76,7 @@ class RunOutput:
         return progress
 
     def _record(self) -> None:
-        part = self.state.with_name(f"{self.state.name}.part")
-        part.write_text(json.dumps(asdict(self.progress), indent=1), encoding="utf-8")
-        part.replace(self.state)
+        write_json(self.state, asdict(self.progress))
 
     def add(self, rows: int, scores: list[dict[str, Any]], bad: list[Bad]) -> None:
         """Writes what came of the next `rows` rows."""

@@ -1,0 +1,123 @@
+"""What all commands share: configuration, threads, one process per output, one line for an error, exit codes."""
+
+import argparse
+import functools
+import inspect
+import io
+import logging
+import os
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from src.config import CONF, ConfigError, compose, describe
+from src.runtime.files import locked
+
+HELP = {"-h", "--help"}
+EXPECTED = "MisconfigurationException"  # Lightning's ValueError; by name, as Lightning takes seconds to import
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # all 0 or unset in the first process of a training run
+HARMLESS = ("does not have many workers", "exists and is not empty", "smaller than the logging interval", "LeafSpec",
+            "in eval mode at the start")  # fmt: skip
+Main = Callable[[DictConfig], int | None]
+
+
+def command(name: str) -> Callable[[Main], Callable[..., int]]:
+    """Makes `main(config)` the command `python -m src.<name> [group=choice ...] [key=value ...]`.
+
+    Its exit code is that of `main` (0: done, 1: some rows failed), 2 after an error, 130 after an interrupt. An error
+    is one line on stderr; with `debug=true` it is raised. While it runs no other command can write to the same `out`.
+    """
+
+    def decorate(main: Main) -> Callable[..., int]:
+        @functools.wraps(main)
+        def run(root: Path = CONF) -> int:
+            return exit_code(name, functools.partial(_composed, name, main, root))
+
+        return run
+
+    return decorate
+
+
+def example_command(name: str, write: Callable[..., Path]) -> int:
+    """The command `python -m <name> OUT [--option VALUE ...]` of a function that writes an example into a folder."""
+    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=write.__doc__)
+    parser.add_argument("out")
+    for option in inspect.signature(write).parameters.values():
+        if option.default is not option.empty:
+            parser.add_argument(f"--{option.name}", type=type(option.default), default=option.default)
+    words = vars(parser.parse_args())
+    return exit_code(name, lambda: print(f"wrote {write(words.pop('out'), **words)}"))
+
+
+def exit_code(name: str, work: Callable[[], int | None]) -> int:
+    """The exit code of some work, its errors told as those of the command `name`."""
+    try:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII alone must not end a run
+        code = work() or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of stdout has gone; Python would complain once more when it exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns an interrupt into sys.exit(1)
+        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        print(f"{name}: interrupted.", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except Exception as error:
+        if "debug=true" in sys.argv:
+            raise
+        print(f"{name}: {one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _composed(name: str, main: Main, root: Path) -> int | None:
+    words = [word for word in sys.argv[1:] if word not in HELP]
+    if len(words) < len(sys.argv[1:]):
+        print(describe(name, words, root))
+        return 0
+    config = compose(name, words, root)
+    prepare(name, config)
+    with locked(Path(config.out)) if _writes(config) else nullcontext():
+        return main(config)
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, without the traceback that one from a loader's process carries."""
+    kind = type(error).__name__
+    text = re.split(rf"\n[\w.]*{kind}: ", str(error))[-1].strip()
+    if isinstance(error, ValueError | OSError) or kind == EXPECTED:
+        return " ".join(text.split()) or kind
+    advice = "a smaller batch size needs less" if kind == "OutOfMemoryError" else "debug=true shows where"
+    return f"{kind}: {text.partition(chr(10))[0]} ({advice})"
+
+
+def prepare(name: str, config: DictConfig) -> None:
+    """Threads of torch, TF32 for float32 products on a GPU, quiet libraries, warnings of one line."""
+    if config.threads is not None and config.threads < 1:
+        raise ConfigError(f"threads={config.threads} must be at least 1, or null.")
+    if "seed" in config and config.seed is None:
+        raise ConfigError("seed=null: it takes a number.")
+    import torch  # not for --help or a misspelt word
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for harmless in HARMLESS:
+        warnings.filterwarnings("ignore", f".*{harmless}")
+    warnings.formatwarning = lambda message, *_, **__: f"{name}: {' '.join(str(message).split())}\n"
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+
+
+def _writes(config: DictConfig) -> bool:
+    """Whether this process is to lock `out`: there is one, and no other process of its training run has locked it."""
+    later = "trainer" in config and any(os.environ.get(rank, "0") != "0" for rank in RANKS)
+    return bool(config.out) and not later
