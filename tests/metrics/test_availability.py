@@ -9,7 +9,7 @@ from sklearn import metrics as sk
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
 from src.data.batch import CLASSES
-from src.metrics.availability import Availability, availability_metrics, calibration_error, confusion_figure
+from src.metrics.availability import Availability, availability_metrics, calibration_error
 
 
 @pytest.fixture
@@ -87,9 +87,3 @@ def test_batches_add_up(predictions):
 def test_needs_a_class_named_available():
     with pytest.raises(ValueError, match="good, bad: none is 'available'"):
         Availability(("good", "bad"))
-
-
-def test_confusion_figure_shows_shares_of_rows_and_counts():
-    figure = confusion_figure(torch.tensor([[3, 1], [0, 0]]), ("available", "space_mismatch"))
-    texts = [text.get_text() for text in figure.axes[0].texts]
-    assert texts == ["75%\n3", "25%\n1", "0%\n0", "0%\n0"]

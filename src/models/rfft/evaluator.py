@@ -3,8 +3,8 @@
 No renderer knows the truth of a generated picture, and the reward that taught it is no witness.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,21 @@ from torch import Tensor, nn
 from src.data.batch import Batch
 from src.diffusion.generator import Generator
 from src.metrics.diversity import between_prompt_diversity, within_prompt_dissimilarity, within_prompt_diversity
-from src.models.attributes.system import AttributeReader
-from src.models.rfnet.reward import RFNetReward
 from src.rewards.base import Reward
-from src.runtime.checkpoint import load
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """A frozen net that reads attributes from images, such as `src.models.attributes.system.AttributeReader`."""
+
+    net: Any  # net.features(images): (batch, features)
+
+    @property
+    def attributes(self) -> Mapping[str, Any]: ...
+
+    def followed(self, images: Tensor, prompts: Sequence[str], /) -> dict[str, Tensor]:
+        """1 where an image shows what its prompt names, 0 where not, NaN where it names nothing; (batch,) each."""
+        ...
 
 
 class Evaluator(nn.Module):
@@ -27,9 +38,8 @@ class Evaluator(nn.Module):
     `within_prompt_dissimilarity` of the pictures themselves. Pictures depend on (seed, key) alone.
 
     Args:
-        judge: an RFNet with maps of its own making, of folders that no reward uses; None: not measured.
-        reader: checkpoint folder of an AttributeReader, None: neither attributes nor diversity in its features are
-            measured.
+        judge: a reward whose value is log p(available), of checkpoints that no reward uses; None: not measured.
+        reader: None: neither attributes nor diversity in its features are measured.
         attributes: of the reader's, those that count, as it may know some better than others; None: all.
         tries: pictures of each product, at least 2.
         threshold: of the judge's p(available).
@@ -38,8 +48,8 @@ class Evaluator(nn.Module):
 
     def __init__(
         self,
-        judge: RFNetReward | None = None,
-        reader: str | Path | None = None,
+        judge: Reward | None = None,
+        reader: Reader | None = None,
         attributes: Sequence[str] | None = None,
         tries: int = 2,
         threshold: float = 0.5,
@@ -49,15 +59,16 @@ class Evaluator(nn.Module):
         if tries < 2:
             raise ValueError(f"tries={tries} must be at least 2, or there is no diversity.")
         self.tries, self.threshold, self.seed, self.judge = tries, threshold, seed, judge
-        self.reader = None if reader is None else load(reader).requires_grad_(False)
-        if not isinstance(self.reader, AttributeReader | None):
-            raise ValueError(f"{reader} holds {type(self.reader).__name__}, not AttributeReader.")
-        known = [*self.reader.attributes] if isinstance(self.reader, AttributeReader) else []
+        if not isinstance(reader, Reader | None):
+            raise ValueError(f"reader is a {type(reader).__name__}, which reads no attributes.")
+        self.reader = reader
+        known = [] if reader is None else [*reader.attributes]
         self.attributes = known if attributes is None else list(attributes)
         if foreign := sorted(set(self.attributes) - set(known)):
             raise ValueError(f"The reader reads no {', '.join(foreign)}; it reads {', '.join(known) or 'nothing'}.")
         if maps := sorted(self.fields & {"depth", "saliency"}):
             raise ValueError(f"The judge needs {', '.join(maps)} of a painted picture: make it maps=detached.")
+        self.requires_grad_(False)
 
     @property
     def fields(self) -> frozenset[str]:
@@ -80,7 +91,7 @@ class Evaluator(nn.Module):
             if self.judge is not None:
                 said = self.judge(images, {field: batch[field] for field in self.judge.fields}).value
                 found.setdefault("availability", []).append((said.exp() >= self.threshold).float())
-            if isinstance(self.reader, AttributeReader):
+            if self.reader is not None:
                 followed = self.reader.followed(images, batch["prompt"])
                 counted = torch.stack([followed[name] for name in self.attributes])
                 found.setdefault("attribute_accuracy", []).append(counted.nanmean(dim=0))

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from src.data.batch import Batch, collate
-from src.metrics.availability import confusion_figure
+from src.figures.confusion import confusion_figure
 
 
 def attribution(system: Any, batch: Batch) -> Tensor:

@@ -16,7 +16,8 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from src.data.batch import CLASSES, Batch
-from src.metrics.availability import Availability, confusion_figure
+from src.figures.confusion import confusion_figure
+from src.metrics.availability import Availability
 from src.metrics.calibration import temperature_errors
 from src.models.augmentation import augmented
 from src.models.layers import ImageEncoderSettings

@@ -21,15 +21,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"judge": nets.rfnet(home), "reader": nets.checkpoint(home / "reader", reader)}
 
 
+def read(folder: str) -> Any:
+    return load(folder)
+
+
 def ads(count: int = 3):
     prompts = ["a chair, red wall, warm light", "a chair, blue wall", "a chair"]
     return tiny.ads(count) | {"prompt": prompts[:count], "title": ["chair"] * count}
 
 
 def test_its_measures_are_its_members_over_the_tries(folders):
-    judge, reader = RFNetReward(**folders["judge"]), load(folders["reader"])
-    evaluator, generator, batch = Evaluator(judge, folders["reader"], tries=3, threshold=0.2), tiny.generator(), ads()
+    judge, reader = RFNetReward(**folders["judge"]), read(folders["reader"])
+    evaluator, generator, batch = Evaluator(judge, reader, tries=3, threshold=0.2), tiny.generator(), ads()
     assert evaluator.fields == {"product", "title"}
+    assert not any(weight.requires_grad for weight in evaluator.parameters())
     measures, pictures = evaluator(generator, batch)
     assert pictures.shape == (3, 3, 3, tiny.SIZE, tiny.SIZE)
     with torch.no_grad():
@@ -38,25 +43,25 @@ def test_its_measures_are_its_members_over_the_tries(folders):
             for p in pictures
         ]
         chances = torch.stack([judge.rfnet.log_probabilities(view)[:, 0].exp() for view in seen])
-        read = [reader(images) for images in pictures]
-        features = torch.stack([reader.net.features(images) for images in pictures])  # type: ignore
+        seen_by = [reader(images) for images in pictures]
+        features = torch.stack([reader.net.features(images) for images in pictures])
     torch.testing.assert_close(measures["availability"], (chances >= 0.2).float().mean(dim=0))
-    walls = torch.stack([r["wall"].argmax(dim=1) == torch.tensor([2, 0, -1]) for r in read]).float()
-    lights = torch.stack([r["light"].argmax(dim=1) == 0 for r in read]).float()
+    walls = torch.stack([r["wall"].argmax(dim=1) == torch.tensor([2, 0, -1]) for r in seen_by]).float()
+    lights = torch.stack([r["light"].argmax(dim=1) == 0 for r in seen_by]).float()
     assert float(measures["attribute_accuracy"][0]) == pytest.approx(float((walls[:, 0] + lights[:, 0]).mean() / 2))
     assert float(measures["attribute_accuracy"][1]) == pytest.approx(float(walls[:, 1].mean()))
     assert measures["attribute_accuracy"][2].isnan()  # its prompt names nothing
     torch.testing.assert_close(measures["diversity"], within_prompt_diversity(features))
     torch.testing.assert_close(measures["between_prompts"], between_prompt_diversity(features))
     assert (measures["diversity"] > 0).all()
-    only = Evaluator(None, folders["reader"], attributes=["light"], tries=3)(generator, batch)[0]["attribute_accuracy"]
+    only = Evaluator(None, reader, attributes=["light"], tries=3)(generator, batch)[0]["attribute_accuracy"]
     assert float(only[0]) == pytest.approx(float(lights[:, 0].mean()))
     assert only[1].isnan()
     torch.testing.assert_close(measures["dissimilarity"], within_prompt_dissimilarity(pictures))
 
 
 def test_the_pictures_are_the_same_again_and_for_a_part_of_the_batch(folders):
-    evaluator = Evaluator(RFNetReward(**folders["judge"]), folders["reader"])
+    evaluator = Evaluator(RFNetReward(**folders["judge"]), read(folders["reader"]))
     generator, batch = tiny.generator(), ads()
     measures, pictures = evaluator(generator, batch)
     assert torch.equal(evaluator(generator, batch)[1], pictures)
@@ -71,9 +76,12 @@ def test_the_pictures_are_the_same_again_and_for_a_part_of_the_batch(folders):
 def test_unfit_members_are_refused(folders):
     unfit: list[tuple[dict[str, Any], str]] = [
         ({"judge": RFNetReward(**folders["judge"], maps="batch")}, "needs depth, saliency of a painted picture"),
-        ({"reader": folders["judge"]["checkpoint"]}, "holds RFNetSystem, not AttributeReader"),
+        ({"reader": load(folders["judge"]["checkpoint"])}, "reader is a RFNetSystem, which reads no attributes"),
         ({"tries": 1}, "tries=1 must be at least 2"),
-        ({"reader": folders["reader"], "attributes": ["floor"]}, "The reader reads no floor; it reads wall, light"),
+        (
+            {"reader": read(folders["reader"]), "attributes": ["floor"]},
+            "The reader reads no floor; it reads wall, light",
+        ),
     ]
     for words, told in unfit:
         with pytest.raises(ValueError, match=told):
