@@ -137,7 +137,7 @@ def draw_ways(runs: Mapping[str, Sequence[str]], file: Path) -> None:
     for way, words in runs.items():
         config: Any = OmegaConf.to_container(compose("fit", list(words)), resolve=True)
         if not painted:
-            data = build(config["data"] | {"batch_size": SHOWN, "perception": {}, "num_workers": 0})
+            data = build(config["data"] | {"batch_size": SHOWN, "transforms": {}, "shares": {}, "num_workers": 0})
             batch = next(iter(data.batches("test", shuffled=True)))
         tuned = {way: str(Path(config["out"]) / "checkpoint")}
         for name, folder in (tuned if painted else {"before": config["generator"]["folder"]} | tuned).items():

@@ -5,6 +5,7 @@ Prints the metrics as a table and, with `out=DIR`, writes them to `DIR/metrics.j
 
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
@@ -25,16 +26,14 @@ def evaluate(
     data: AdData,
     split: str,
     trainer: L.Trainer,
-    perceived: bool = False,
-    repainted: bool = False,
+    transforms: Sequence[str] = (),
 ) -> dict[str, float]:
     """Every metric of the system's test step over all records of the split, named `<split>/<metric>`.
 
-    `perceived`: with the maps that perception nets make, also where the data have their own; `repainted`: with the
-    pictures as the data module's `repaint` makes them. On several devices each goes through the whole split, so that
-    no record counts twice.
+    `transforms`: those of the data module that change all records. On several devices each goes through the whole
+    split, so that no record counts twice.
     """
-    batches = data.batches(split, trainer.strategy.root_device, perceived=perceived, repainted=repainted)
+    batches = data.batches(split, trainer.strategy.root_device, transforms=transforms)
     (metrics,) = trainer.test(system, dataloaders=batches, verbose=False)
     return {name.replace("test/", f"{split}/", 1): value for name, value in metrics.items()}
 
@@ -48,7 +47,8 @@ def main(config: DictConfig) -> None:
         raise ValueError(f"the {config.split} split has no records.")
     trainer = L.Trainer(**build(config.trainer), logger=False, enable_checkpointing=False)
     asked = measured_rows(trainer, data, records)
-    metrics = evaluate(system, data, config.split, trainer, config.perceived, config.repainted)
+    transforms = [name for name in ("repainted", "perceived") if config[name]]
+    metrics = evaluate(system, data, config.split, trainer, transforms)
     share = f"{asked} of {records}" if asked < records else records
     print(f"{config.checkpoint} on the {config.split} split, {share} records")
     print(table(metrics))

@@ -2,7 +2,7 @@
 
 Training computes missing maps anew in every epoch; for a million pictures they are better made once. Each becomes an
 8-bit PNG, `MAPS/depth/<key>.png` (white is near) and `MAPS/saliency/<key>.png`, in the picture's own shape,
-`data.size` pixels along its longer side, by the nets of `data.perception`; `data.depth=MAPS/depth
+`data.size` pixels along its longer side, by the nets of `data.transforms.perceived`; `data.depth=MAPS/depth
 data.saliency=MAPS/saliency` then reads them. `MAPS/done.json` counts the rows that are done: after a kill the same
 command goes on there. Exit code 2: nothing can be computed.
 """
@@ -58,7 +58,7 @@ def perceive(data: AdData, split: str, out: Path, done: Done, device: torch.devi
     with ThreadPoolExecutor() as pool, bar:
         for number, batch in enumerate(batches, 1):
             shapes = dict(canvas(rows + row) for row in range(len(batch["key"]))) if canvas else {}
-            for field in data.perception:
+            for field in data.lacking:
                 maps = (batch[field][:, 0].float() * 255).round().byte().cpu().numpy()
                 made = dict(zip(batch["key"], maps, strict=True))
                 made = {key: unfitted(made[key], shape, fit) for key, shape in shapes.items() if key in made} or made
@@ -83,14 +83,14 @@ def main(config: DictConfig) -> None:
     device, out = torch_device(config.device), Path(config.out)
     precision = autocast(device, config.precision)
     data = build(config.data)
-    if not data.perception:
-        raise ValueError("the data set lacks no map that a net of data.perception could make.")
-    free = ("batch_size", "num_workers", "seed", "perceived", "cache", "quarantine", "verify")
+    if not data.lacking:
+        raise ValueError("the data set lacks no map that data.transforms could make.")
+    free = ("batch_size", "num_workers", "seed", "shares", "cache", "quarantine", "verify")
     done = Done(out, {name: value for name, value in plain(config.data).items() if name not in free})
     for split in SPLITS:
         with precision:
             perceive(data, split, out, done, device)
-    print("\n".join(f"{out / field}: {sum(done.rows.values())} maps" for field in data.perception))
+    print("\n".join(f"{out / field}: {sum(done.rows.values())} maps" for field in data.lacking))
 
 
 if __name__ == "__main__":

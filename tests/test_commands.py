@@ -45,14 +45,14 @@ def finish(*words: str) -> str:
 @pytest.fixture(scope="module")
 def nets(tmp_path_factory: pytest.TempPathFactory) -> str:
     made = tiny.rfnet(tmp_path_factory.mktemp("nets"))
-    return f"data.perception={{depth: {made['depth']}, saliency: {made['saliency']}}}"
+    return f"data.transforms.perceived={{depth: {made['depth']}, saliency: {made['saliency']}}}"
 
 
 def test_rfnet_killed_at_a_random_step_ends_in_the_bytes_of_an_unbroken_run(tmp_path: Path, nets: str) -> None:
     words = [
         "model=rfnet",
         nets,
-        "data.perceived=0.5",
+        "data.shares.perceived=0.5",
         "data.num_workers=1",
         "data.batch_size=4",
         "data.source.size=32",

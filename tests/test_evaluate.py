@@ -74,10 +74,18 @@ def test_a_perception_net_is_measured_too_and_without_out_nothing_is_written(
         (["checkpoint=none"], "There is no checkpoint folder none"),
         (["checkpoint={net}", "split=exam"], "exam"),
         (
-            ["checkpoint={net}", "data.source.holds=[image,product,label]", "data.perception=null"],
+            [
+                "checkpoint={net}",
+                "data.source.holds=[image,product,label]",
+                "data.transforms.perceived=null",
+                "data.shares.perceived=0",
+            ],
             "depth, saliency, title",
         ),
-        (["checkpoint={depth}", "data.source.holds=[image,label]"], "depth is nothing to learn from or to measure by"),
+        (
+            ["checkpoint={depth}", "data.source.holds=[image,label]"],
+            "depth made by a transform cannot be used as a target",
+        ),
         (["checkpoint={net}", "data=rf1m", "data.root={rf1m}", "data.unsuitable=class"], "the data has the classes"),
         (["checkpoint={net}", "trainer.devices=0"], "devices"),
         (["checkpoint={net}", "data.source.num.test=0"], "the test split has no records"),
@@ -103,7 +111,7 @@ def test_what_cannot_be_measured_is_one_line_and_exit_code_2(
 def test_perceived_measures_with_the_maps_of_the_nets(
     tmp_path: Path, nets: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    maps = f"data.perception={{depth: {nets['depth']}, saliency: {nets['saliency']}}}"
+    maps = f"data.transforms.perceived={{depth: {nets['depth']}, saliency: {nets['saliency']}}}"
     words = [f"checkpoint={nets['checkpoint']}", maps]
     losses = []
     for more in ([], ["perceived=true"], ["data.source.holds=[key,title,image,product,label]"]):
@@ -112,5 +120,7 @@ def test_perceived_measures_with_the_maps_of_the_nets(
     assert losses[1] == pytest.approx(losses[2])
     assert losses[0] != pytest.approx(losses[1])
     capsys.readouterr()
-    assert command(monkeypatch, *words, "perceived=true", "data.perceived=0.0") == 2
-    assert "no perception net is there to make maps" in capsys.readouterr().err
+    assert (
+        command(monkeypatch, *words, "perceived=true", "data.transforms.perceived=null", "data.shares.perceived=0") == 2
+    )
+    assert "there is no transform perceived; data.transforms has none" in capsys.readouterr().err

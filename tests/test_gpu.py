@@ -28,10 +28,14 @@ def ads(num: int = 16) -> Batch:
 
 def test_rfnet_trains_is_tested_and_shipped_in_bfloat16(tmp_path: Path) -> None:
     nets = tiny.rfnet(tmp_path)
-    words = ["model=rfnet", "trainer=gpu", f"data.perception={{depth: {nets['depth']}, saliency: {nets['saliency']}}}"]
+    words = [
+        "model=rfnet",
+        "trainer=gpu",
+        f"data.transforms.perceived={{depth: {nets['depth']}, saliency: {nets['saliency']}}}",
+    ]
     words += ["data.source.num={train: 64, val: 16, test: 16}", "data.source.cache=null", "data.batch_size=16"]
     words += [
-        "data.perceived=0.5",
+        "data.shares.perceived=0.5",
         "trainer.max_steps=4",
         "trainer.enable_progress_bar=false",
         f"out={tmp_path / 'run'}",

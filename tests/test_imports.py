@@ -28,7 +28,6 @@ EXCEPTIONS = {
     "generate.py": {"fit", "score"},
     "perceive.py": {"fit", "score"},
     "score.py": {"fit"},
-    "data/module.py": {"models.perception"},
 }
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from src.data.module import AdData
 from src.data.rf1m import RF1M, write_example
 from src.models.perception.system import load_perception
+from src.models.perception.transform import Perceived
 from src.perceive import Done, main, perceive
 from tests.rewards import tiny
 
@@ -31,7 +32,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 
 
 def test_the_maps_are_the_nets_and_the_reader_takes_them(root, nets, tmp_path, monkeypatch, capsys):
-    words = [f"data.root={root}", f"data.perception={{depth: {nets['depth']}, saliency: {nets['saliency']}}}"]
+    words = [f"data.root={root}", f"data.transforms.perceived={{depth: {nets['depth']}, saliency: {nets['saliency']}}}"]
     words += ["data.size=32", "data.val=0.2", "data.test=0.2", f"out={tmp_path / 'maps'}"]
     assert command(monkeypatch, *words) == 0
     assert "depth: 20 maps" in capsys.readouterr().out  # 4 of the 24 are unsuitable
@@ -44,12 +45,17 @@ def test_the_maps_are_the_nets_and_the_reader_takes_them(root, nets, tmp_path, m
         np.testing.assert_allclose(record[field] / 255, made, atol=0.51 / 255)
     assert command(monkeypatch, *words, "data.size=16") == 2
     assert "holds maps of another size; choose another out" in capsys.readouterr().err
-    assert command(monkeypatch, *words, f"data.depth={tmp_path / 'maps/depth'}", "data.perception=null") == 2
+    assert command(monkeypatch, *words, f"data.depth={tmp_path / 'maps/depth'}", "data.transforms.perceived=null") == 2
     assert "lacks no map" in capsys.readouterr().err
 
 
 def test_it_goes_on_where_it_was_killed(root, nets, tmp_path):
-    data = AdData(RF1M(str(root), size=32, val=0, test=0), batch_size=4, num_workers=0, perception=nets)
+    data = AdData(
+        RF1M(str(root), size=32, val=0, test=0),
+        batch_size=4,
+        num_workers=0,
+        transforms={"perceived": Perceived(**nets)},
+    )
     (tmp_path / "maps").mkdir()
     (tmp_path / "maps/done.json").write_text(json.dumps({"of": {}, "rows": {"train": 13}}))
     done = Done(tmp_path / "maps", {})
@@ -66,7 +72,7 @@ def test_maps_have_the_shape_of_their_pictures_and_fit_again(root, nets, tmp_pat
         with Image.open(path) as picture:
             picture.load()
         picture.resize((48, 20)).save(path)
-    words = [f"data.root={root}", f"data.perception={{depth: {nets['depth']}, saliency: {nets['saliency']}}}"]
+    words = [f"data.root={root}", f"data.transforms.perceived={{depth: {nets['depth']}, saliency: {nets['saliency']}}}"]
     words += ["data.size=32", f"data.fit={fit}", f"out={tmp_path / 'maps'}"]
     assert command(monkeypatch, *words) == 0
     made = next((tmp_path / "maps/depth").rglob("*.png"))

@@ -1,6 +1,6 @@
 """The one data module: any source of records for any system, in an order that depends on seed and step alone."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any, Protocol, cast
 
@@ -13,11 +13,9 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from src.data.batch import Batch, Record, collate, to_float
 from src.data.samplers import EvaluationBatches, TrainBatches
 from src.data.splits import SPLITS
-from src.models.perception.system import load_perception
+from src.data.transform import Transform
 from src.runtime.resume import batches_trained
 from src.runtime.system import System
-
-PERCEIVED = ("depth", "saliency")  # fields that a net can make from the image
 
 
 class Rows(Protocol):
@@ -73,29 +71,23 @@ class _Loader(DataLoader):
 
 
 class AdData(L.LightningDataModule):
-    """Train, validation and test batches of a source, float pictures on the system's device.
+    """Train, validation and test batches of a source, with float images, on the system's device.
 
-    Workers send uint8 pictures; `on_after_batch_transfer` turns them into float and lets frozen perception nets fill
-    the fields that the source lacks. Training batches follow (seed, epoch) for any number of workers, none repeats in
-    an epoch, and training continues at the very batch where it stopped. Validation and test see every record once,
-    also on several devices, in one fixed shuffle.
+    Workers send uint8 images; `on_after_batch_transfer` turns them into float and applies the transforms. A transform
+    makes the fields that the source lacks. Of the training rows, it also changes a share: a system that is to judge
+    images without maps of their own, or regenerated ones, should have been trained on both kinds.
+
+    Training batches follow (seed, epoch) for any number of workers, none repeats in an epoch, and training continues
+    at the very batch where it stopped. Validation and test see every record once, also on several devices, in one
+    fixed shuffle.
 
     Args:
         source: the records.
         batch_size: records per batch and device.
         num_workers: processes that load; 0 loads in the main one.
-        seed: of the training order.
-        perception: checkpoint folder per missing field, e.g. {"depth": "checkpoints/depth"}.
-        perceived: share in [0, 1] of the training rows whose maps those nets make although the source has them: a
-            system that is to judge pictures without maps of their own should have met both kinds.
-        repaint: gives the pictures of a batch another look that leaves all other fields true, see
-            `src.diffusion.repaint`; a system that is to judge a generator's pictures should have met its hand.
-        repainted: share in [0, 1] of the training rows that it changes, before any map is made.
-
-    A system says what it needs: `fields`, and is sent no others; `targets`, those of them that it learns, which must be
-    the source's own, or it would be measured against another net; and `classes`, if its labels have names.
-
-    Raises ValueError at `setup` if the system needs a field that neither the source nor perception gives.
+        seed: of the training order and of the transforms.
+        transforms: by name, in the order in which they are applied; None: switched off.
+        shares: by the transform's name, the share in [0, 1] of the training rows that it changes.
     """
 
     def __init__(
@@ -104,39 +96,36 @@ class AdData(L.LightningDataModule):
         batch_size: int = 32,
         num_workers: int = 2,
         seed: int = 0,
-        perception: Mapping[str, str] | None = None,
-        perceived: float = 0.0,
-        repaint: torch.nn.Module | None = None,
-        repainted: float = 0.0,
+        transforms: Mapping[str, Transform | None] | None = None,
+        shares: Mapping[str, float] | None = None,
     ):
         super().__init__()
         if batch_size < 1 or num_workers < 0:
             raise ValueError(f"batch_size={batch_size} must be at least 1, num_workers={num_workers} at least 0.")
-        for field in perception or {}:
-            if field not in PERCEIVED:
-                raise ValueError(f"perception: no net makes the field {field!r}; choose from {', '.join(PERCEIVED)}.")
-        for name, share in (("perceived", perceived), ("repainted", repainted)):
+        names = list(transforms or {})
+        self.transforms = {name: found for name, found in (transforms or {}).items() if found is not None}
+        self.shares = {name: share for name, share in (shares or {}).items() if share}
+        for name, share in self.shares.items():
             if not 0 <= share <= 1:
-                raise ValueError(f"{name}={share} must be in [0, 1].")
-        if repainted and repaint is None:
-            raise ValueError(f"repainted={repainted}, but there is no repaint.")
-        if repaint is not None and (missing := sorted(cast(Any, repaint).fields - source.fields)):
-            raise ValueError(
-                f"repaint needs {', '.join(missing)}, which {type(source).__name__} lacks or was not to load."
-            )
+                raise ValueError(f"shares.{name}={share} must be in [0, 1].")
+            if name not in self.transforms:
+                raise ValueError(f"shares.{name}={share}: {self._no_transform(name)}.")
+        # Numbered from the last: one that is put before the others leaves their random draws as they are.
+        self._streams = {name: len(names) - number for number, name in enumerate(names)}
         self.source = source
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-        self.perceived, self.repaint, self.repainted = perceived, repaint, repainted
-        self.perception = {f: place for f, place in (perception or {}).items() if perceived or f not in source.fields}
         self._splits: dict[str, Rows] = {}
-        self._nets: dict[str, torch.nn.Module] = {}
-        self._wanted: frozenset[str] | None = None  # the perceived fields that the system looks at; None: all
-        self._sent: frozenset[str] | None = None  # the fields that workers send; None: all
+        self._made, self._sent = self._plan(self.fields), None  # by transform; sent by workers, None: all
 
     @property
     def fields(self) -> frozenset[str]:
         """The fields of every batch."""
-        return frozenset(self.source.fields) | self.perception.keys()
+        return self.source.fields.union(*(transform.makes for transform in self.transforms.values()))
+
+    @property
+    def lacking(self) -> list[str]:
+        """The fields that the source lacks and transforms make."""
+        return sorted(self.fields - self.source.fields)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -144,15 +133,13 @@ class AdData(L.LightningDataModule):
         return tuple(self.source.classes)
 
     @property
-    def kinds(self) -> dict[str, dict[str, bool]]:
+    def kinds(self) -> dict[str, dict[str, Any]]:
         """What the required system trains on besides the source's own rows, by name, as arguments of `batches`.
 
         The last is the farthest from the source's own and the nearest to what a reward is shown.
         """
-        wanted = self.perception.keys() if self._wanted is None else self._wanted & self.perception.keys()
-        perceived = bool(self.perceived and wanted)
-        found = {"perceived": {"perceived": True}} if perceived else {}
-        return found | ({"repainted": {"perceived": perceived, "repainted": True}} if self.repainted else {})
+        used = [name for name in self.transforms if self.shares.get(name) and self._made[name]]
+        return {name: {"transforms": used[used.index(name) :]} for name in reversed(used)}
 
     def split(self, name: str) -> Rows:
         """The records of "train", "val" or "test"."""
@@ -167,30 +154,21 @@ class AdData(L.LightningDataModule):
             self.require(cast(System, self.trainer.lightning_module))
             if getattr(self.trainer, "overfit_batches", 0):
                 raise ValueError("trainer.overfit_batches is not supported; use trainer.limit_train_batches.")
-        self.perceive()
-
-    def perceive(self) -> None:
-        """Loads the perception nets that the system wants and that are not loaded yet."""
-        for field, place in self.perception.items():
-            if field not in self._nets and (self._wanted is None or field in self._wanted):
-                self._nets[field] = load_perception(place, field)
+        self._prepare(())
 
     def require(self, system: System) -> None:
-        """Raises ValueError naming every field that `system` needs and the batches lack, or the classes that differ."""
+        """Adapts the batches to the fields of `system`; its targets must be the source's own.
+
+        Raises ValueError naming every field that it needs and the batches lack, or the classes that differ.
+        """
         targets = system.targets
         missing = sorted((system.fields - self.fields) | (targets - self.source.fields))
         if missing:
-            fillable = [f"data.perception.{f}=FOLDER" for f in missing if f in PERCEIVED and f not in targets]
-            learnt = [f for f in missing if f in targets & self.perception.keys()]
+            made = [field for field in missing if field in targets & self.fields]
             raise ValueError(
                 f"{type(system).__name__} needs {', '.join(missing)}, which {type(self.source).__name__} lacks "
                 f"(it has {', '.join(sorted(self.source.fields))})."
-                + (f" A perception net can fill it: {' '.join(fillable)}" if fillable else "")
-                + (
-                    f" A perception net's {', '.join(learnt)} is nothing to learn from or to measure by."
-                    if learnt
-                    else ""
-                )
+                + (f" {', '.join(made)} made by a transform cannot be used as a target." if made else "")
             )
         classes = system.classes
         if classes and classes != self.classes:
@@ -198,10 +176,33 @@ class AdData(L.LightningDataModule):
                 f"the data has the classes {', '.join(self.classes)}, the system {', '.join(classes)}; to train, "
                 f"model.classes=[{','.join(self.classes)}]"
             )
-        self._wanted = frozenset(system.fields) - targets
-        looks: set[str] = {"image"} if self._wanted & self.perception.keys() else set()
-        looks |= cast(Any, self.repaint).fields if self.repaint is not None else set()
-        self._sent = frozenset({"key", *system.fields, *targets, *looks})
+        self._made = self._plan(frozenset(system.fields) - targets)
+        read = (transform.fields for name, transform in self.transforms.items() if self._made[name])
+        self._sent = frozenset({"key"}).union(system.fields, targets, *read)
+
+    def _plan(self, fields: frozenset[str]) -> dict[str, frozenset[str]]:
+        """What each transform has to make for a system that reads `fields`."""
+        made = {}
+        for name, transform in reversed(self.transforms.items()):
+            made[name] = transform.makes & fields
+            fields = fields | transform.fields if made[name] else fields
+        return made
+
+    def _prepare(self, names: Collection[str]) -> None:
+        """Prepares the transforms for what they have to make; those of `names` change whole batches."""
+        there = self.source.fields
+        for name, transform in self.transforms.items():
+            made = self._made[name] if name in names or self.shares.get(name) else self._made[name] - self.source.fields
+            if made and (missing := sorted(transform.fields - there)):
+                raise ValueError(
+                    f"the transform {name} needs {', '.join(missing)}, which {type(self.source).__name__} lacks or was "
+                    "not to load."
+                )
+            transform.prepare(made)
+            there = there | transform.makes
+
+    def _no_transform(self, name: str) -> str:
+        return f"there is no transform {name}; data.transforms has {', '.join(self.transforms) or 'none'}"
 
     def train_dataloader(self) -> DataLoader:
         rows, (replicas, rank) = self.split("train"), self._place()
@@ -225,55 +226,54 @@ class AdData(L.LightningDataModule):
         name: str,
         device: torch.device | str = "cpu",
         first: int = 0,
-        perceived: bool = False,
-        repainted: bool = False,
+        transforms: Collection[str] = (),
         shuffled: bool = False,
     ) -> "Batches":
         """A split in order from row `first` on, in this process alone, as batches ready for a system on `device`.
 
-        `shuffled`: in the order of validation and test, the first rows of which are a fair sample.
-        `perceived`: all maps are the nets', also where the source has its own. `repainted`: all pictures are. Raises
-        ValueError if there is no net to do it.
+        `transforms`: the names of those that change all rows; ValueError if there is none of a name. `shuffled`: in
+        the order of validation and test, the first rows of which are a fair sample.
         """
-        self.perceive()
-        if perceived and not self._nets:
-            raise ValueError(
-                "perceived: no perception net is there to make maps; set data.perception, and data.perceived above 0."
-            )
-        if repainted and self.repaint is None:
-            raise ValueError("repainted: nothing is there to repaint pictures, as data=repainted has it.")
+        for transform in transforms:
+            if transform not in self.transforms:
+                raise ValueError(f"{self._no_transform(transform)}.")
+        self._prepare(transforms)
         rows: Any = Subset(cast(Any, self.split(name)), range(first, len(self.split(name))))
         loader = self._loader(rows, EvaluationBatches(len(rows), self.batch_size, shuffled=shuffled))
-        return Batches(self, loader, torch.device(device), perceived, repainted)
+        return Batches(self, loader, torch.device(device), transforms)
 
-    def on_after_batch_transfer(
-        self, batch: Batch, dataloader_idx: int = 0, perceived: bool = False, repainted: bool = False
-    ) -> Batch:
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int = 0, transforms: Collection[str] = ()) -> Batch:
         batch = to_float(batch)
-        size, precision = len(batch["key"]), None if self.trainer is None else self.trainer.precision_plugin
+        precision = None if self.trainer is None else self.trainer.precision_plugin
         with torch.no_grad(), nullcontext() if precision is None else precision.forward_context():
-            rows = self._chosen(size, self.repainted, 2, repainted)
-            if self.repaint is not None and len(rows):
-                some = {f: v[rows] if isinstance(v, torch.Tensor) else [v[i] for i in rows] for f, v in batch.items()}
-                painted = self.repaint.to(batch["image"].device)(some, seed=self._trained() + self.seed * (1 << 32))
-                batch["image"][rows] = painted.to(batch["image"])
-            rows = self._chosen(size, self.perceived, 1, perceived)
-            for field, net in self._nets.items():
-                image = batch["image"]
-                if field not in self.source.fields:
-                    batch[field] = net.to(image.device)(image)
-                elif len(rows):
-                    batch[field][rows] = net.to(image.device)(image[rows]).to(batch[field])
+            for name, transform in self.transforms.items():
+                if made := self._made[name]:
+                    rows = self._changed(name, len(batch["key"]), name in transforms)
+                    self._apply(transform, batch, made, rows)
         return batch
 
-    def _chosen(self, size: int, share: float, stream: int, whole: bool) -> torch.Tensor:
-        """All rows of a batch, or those of a training batch that fall to `share`: a function of (seed, batch, rank)."""
+    def _apply(self, transform: Transform, batch: Batch, made: frozenset[str], rows: torch.Tensor) -> None:
+        """Makes the fields that the source lacks for all rows of a batch, the others for the given rows."""
+        seed = self._trained() + self.seed * (1 << 32)
+        transform.to(next(value.device for value in batch.values() if isinstance(value, torch.Tensor)))
+        if lacking := made - self.source.fields:
+            batch |= transform(batch, lacking, seed)
+        if len(rows) and (own := made & self.source.fields):
+            read = {field: batch[field] for field in transform.fields | {"key"}}
+            some = {f: v[rows] if isinstance(v, torch.Tensor) else [v[i] for i in rows] for f, v in read.items()}
+            for field, values in transform(some, own, seed).items():
+                batch[field][rows] = values.to(batch[field])
+
+    def _changed(self, name: str, size: int, whole: bool) -> torch.Tensor:
+        """The rows of a batch that a transform changes: all, or those of a training batch that fall to its share, a
+        function of (seed, batch, rank).
+        """
         if whole:
             return torch.arange(size)
-        if not share or self.trainer is None or not self.trainer.training:
+        if name not in self.shares or self.trainer is None or not self.trainer.training:
             return torch.empty(0, dtype=torch.long)
-        rng = np.random.default_rng([self.seed, self._trained(), self.trainer.global_rank, stream])
-        return torch.from_numpy(np.flatnonzero(rng.random(size) < share))
+        rng = np.random.default_rng([self.seed, self._trained(), self.trainer.global_rank, self._streams[name]])
+        return torch.from_numpy(np.flatnonzero(rng.random(size) < self.shares[name]))
 
     def _place(self) -> tuple[int, int]:
         """The number of processes and the rank of this one."""
@@ -302,11 +302,10 @@ class AdData(L.LightningDataModule):
 
 
 class Batches:
-    """The batches of a loader as a trainer would hand them over: on the device, pictures in float, maps filled in."""
+    """The batches of a loader as a trainer would hand them over: on the device, with float images, transformed."""
 
-    def __init__(self, data: AdData, loader: DataLoader, device: torch.device, perceived: bool, repainted: bool):
-        self.data, self.loader, self.device = data, loader, device
-        self.perceived, self.repainted = perceived, repainted
+    def __init__(self, data: AdData, loader: DataLoader, device: torch.device, transforms: Collection[str]):
+        self.data, self.loader, self.device, self.transforms = data, loader, device, transforms
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -314,4 +313,4 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.loader:
             moved = self.data.transfer_batch_to_device(batch, self.device, 0)
-            yield self.data.on_after_batch_transfer(moved, perceived=self.perceived, repainted=self.repainted)
+            yield self.data.on_after_batch_transfer(moved, transforms=self.transforms)

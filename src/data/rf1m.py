@@ -25,6 +25,7 @@ from src.data.modalities import Modalities, Unreadable
 from src.data.module import AdData
 from src.data.quarantine import Quarantine
 from src.data.splits import SPLITS, split_by_files, split_by_hash
+from src.data.transform import Transform
 from src.runtime.command import example_command
 from src.runtime.files import new_folder
 
@@ -238,13 +239,12 @@ def rf1m_data(
     batch_size: int = 32,
     num_workers: int = 2,
     seed: int = 0,
-    perception: Mapping[str, str | None] | None = None,
-    perceived: float = 0.0,
+    transforms: Mapping[str, Transform | None] | None = None,
+    shares: Mapping[str, float] | None = None,
     **source: Any,
 ) -> AdData:
     """The data module of an RF1M folder, so that its words are flat (`data.root=`); `source`: RF1M's arguments."""
-    nets = {field: place for field, place in (perception or {}).items() if place}
-    return AdData(RF1M(**source), batch_size, num_workers, seed, nets, perceived)
+    return AdData(RF1M(**source), batch_size, num_workers, seed, transforms, shares)
 
 
 def write_example(root: str | Path, count: int = 200, size: int = 128, seed: int = 0) -> Path:

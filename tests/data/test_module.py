@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from src.data.module import AdData
 from src.data.samplers import EvaluationBatches, TrainBatches
+from src.models.perception.transform import Perceived
 from src.runtime.system import System
 
 
@@ -161,7 +162,9 @@ def test_ready_batches_are_whole_and_repeatable():
 def test_missing_fields_are_refused_by_name():
     system = Watcher()
     system.fields = frozenset({"image", "depth", "title"})
-    with pytest.raises(ValueError, match=r"Watcher needs depth, title, which Numbers lacks .*data\.perception\.depth="):
+    with pytest.raises(
+        ValueError, match=r"Watcher needs depth, title, which Numbers lacks \(it has image, key, label\)"
+    ):
         trainer(max_epochs=1).fit(system, AdData(Numbers(), num_workers=0))
 
 
@@ -170,7 +173,7 @@ def test_missing_fields_are_refused_by_name():
     [
         ({"batch_size": 0}, "batch_size=0"),
         ({"num_workers": -1}, "num_workers=-1"),
-        ({"perception": {"colour": "x"}}, "'colour'; choose from depth, saliency"),
+        ({"shares": {"perceived": 0.5}}, r"shares\.perceived=0\.5: there is no transform perceived; .* has none"),
     ],
 )
 def test_impossible_arguments_are_refused(arguments, message):
@@ -192,26 +195,30 @@ def test_perception_fills_the_missing_field_and_only_that(tmp_path):
     about = dict.fromkeys((*checkpoint.ABOUT,), "x")
     config = {"_target_": "src.models.perception.system.Saliency", "size": "tiny", "image_size": 32}
     checkpoint.save(tmp_path / "saliency", Saliency(size="tiny", image_size=32), config, {}, about)
-    places = {"saliency": str(tmp_path / "saliency")}
-    data = AdData(Numbers(), batch_size=3, num_workers=0, perception=places)
+    transforms = {"perceived": Perceived(saliency=str(tmp_path / "saliency"))}
+    data = AdData(Numbers(), batch_size=3, num_workers=0, transforms=transforms)
     assert "saliency" in data.fields
     (batch, *_) = data.batches("val")
     net = checkpoint.load(tmp_path / "saliency")
     assert torch.equal(batch["saliency"], net(batch["image"]))
     assert batch["saliency"].shape == (2, 1, 2, 2)
     assert not batch["saliency"].requires_grad
-    given = AdData(Numbers(fields=("key", "image", "saliency")), perception={"saliency": "nowhere"})
-    assert not given.perception  # the source's own maps are kept
+    assert data.lacking == ["saliency"]
+    given = AdData(
+        Numbers(fields=("key", "image", "saliency")), transforms={"perceived": Perceived(saliency="nowhere")}
+    )
+    assert not given.lacking
+    given.batches("val")  # the source's own maps are kept, the net is not even loaded
 
 
 def test_a_net_that_the_system_does_not_need_is_not_loaded_and_none_makes_what_it_learns():
-    data = AdData(Numbers(), batch_size=3, num_workers=0, perception={"saliency": "nowhere"})
+    data = AdData(Numbers(), batch_size=3, num_workers=0, transforms={"perceived": Perceived(saliency="nowhere")})
     data.require(Watcher())
     (batch, *_) = data.batches("val")
     assert "saliency" not in batch
     learner = Watcher()
     learner.fields, learner.targets = frozenset({"image", "saliency"}), frozenset({"saliency"})  # pyright: ignore
-    with pytest.raises(ValueError, match="saliency is nothing to learn from or to measure by"):
+    with pytest.raises(ValueError, match="saliency made by a transform cannot be used as a target"):
         data.require(learner)
 
 
@@ -245,19 +252,20 @@ def test_a_share_of_the_training_rows_gets_computed_maps_and_evaluation_none(tmp
     source = Maps(num=250, fields=("key", "image", "saliency", "label"))
     runs = []
     for _ in range(2):
-        data = AdData(source, 50, 0, perception={"saliency": str(tmp_path / "saliency")}, perceived=0.5)
+        perceived = {"perceived": Perceived(saliency=str(tmp_path / "saliency"))}
+        data = AdData(source, 50, 0, transforms=perceived, shares={"perceived": 0.5})
         system = Collector()
         trainer(max_epochs=1).fit(system, data)
         runs.append(torch.cat(system.maps["train"]))
         assert all(bool((maps == 1).all()) for maps in system.maps["val"])
-        own, made = (next(iter(data.batches("val", perceived=way)))["saliency"] for way in (False, True))
+        own, made = (next(iter(data.batches("val", transforms=way)))["saliency"] for way in ([], ["perceived"]))
         assert bool((own == 1).all())
         assert float(made.max()) < 1
     exact = (runs[0] == 1).float().mean()
     assert 0.4 < exact < 0.6
     assert torch.equal(*runs)
-    with pytest.raises(ValueError, match=r"perceived=1\.5 must be in \[0, 1\]"):
-        AdData(source, perceived=1.5)
+    with pytest.raises(ValueError, match=r"shares\.perceived=1\.5 must be in \[0, 1\]"):
+        AdData(source, transforms=perceived, shares={"perceived": 1.5})
 
 
 def test_two_processes_see_every_record_once(tmp_path):

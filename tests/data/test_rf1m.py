@@ -338,7 +338,7 @@ def test_the_yaml_builds_the_data_module(root):
     data = build(node)
     assert data.source.fields == {"key", "label", "image", "product", "depth", "saliency", "title", "prompt"}
     assert data.batch_size == 4
-    assert not data.perception
+    assert not data.lacking
 
 
 def test_labels_are_renumbered_on_the_command_line(root):

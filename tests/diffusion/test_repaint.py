@@ -15,9 +15,13 @@ def ads(count: int = 3) -> dict:
     return tiny.ads(count) | {"image": torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(2))}
 
 
+def repainted(repaint: Repaint, batch: dict, seed: int) -> torch.Tensor:
+    return repaint(batch, repaint.makes, seed)["image"]
+
+
 def test_it_is_the_estimate_from_the_noised_latents_with_the_product_in_place():
     painter, batch = tiny.generator(guidance_scale=2.0), ads()
-    made = Repaint(painter, share=0.1)(batch, seed=5)  # the last step of 6 alone
+    made = repainted(Repaint(painter, share=0.1), batch, 5)  # the last step of 6 alone
     c, i = painter.encode(batch, 5), painter.num_steps - 1
     a = painter.alpha_bars[i]
     coded = painter.vae.encode(2 * batch["image"] - 1).latent_dist.mode() * painter.vae.config["scaling_factor"]
@@ -32,8 +36,8 @@ def test_it_is_the_estimate_from_the_noised_latents_with_the_product_in_place():
 
 def test_it_depends_on_seed_and_key():
     repaint, batch = Repaint(tiny.generator(), share=0.5), ads()
-    assert torch.equal(repaint(batch, 1), repaint(batch, 1))
-    assert not torch.allclose(repaint(batch, 1), repaint(batch, 2))
+    assert torch.equal(repainted(repaint, batch, 1), repainted(repaint, batch, 1))
+    assert not torch.allclose(repainted(repaint, batch, 1), repainted(repaint, batch, 2))
     with pytest.raises(ValueError, match=r"share=7 of the steps"):
         Repaint(tiny.generator(), share=7)
 
@@ -76,7 +80,8 @@ def test_a_share_of_training_rows_is_repainted_and_no_validation_row(tmp_path):
     source, runs = Ads(), []
     own = {row["key"]: torch.from_numpy(row["image"]) / 255 for row in source.split("train")}
     for _ in range(2):
-        data, watcher = AdData(source, 4, 0, repaint=Repaint(tiny.generator(), 0.3), repainted=0.5), Watcher()
+        repaint, watcher = {"repainted": Repaint(tiny.generator(), 0.3)}, Watcher()
+        data = AdData(source, 4, 0, transforms=repaint, shares={"repainted": 0.5})
         L.Trainer(
             accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, default_root_dir=tmp_path,
@@ -85,15 +90,18 @@ def test_a_share_of_training_rows_is_repainted_and_no_validation_row(tmp_path):
         assert all(torch.equal(image, own[key]) for key, image in watcher.seen["val"].items())
     assert runs[0] == runs[1]
     assert 0 < sum(runs[0].values()) < 8
-    assert data.kinds == {"repainted": {"perceived": False, "repainted": True}}
-    batch = next(iter(data.batches("test", repainted=True)))
+    assert data.kinds == {"repainted": {"transforms": ["repainted"]}}
+    batch = next(iter(data.batches("test", **data.kinds["repainted"])))
     assert not any(torch.equal(image, own[key]) for key, image in zip(batch["key"], batch["image"], strict=True))
 
 
 def test_refuses_by_name():
-    with pytest.raises(ValueError, match=r"repainted=0\.5, but there is no repaint"):
-        AdData(Ads(), repainted=0.5)
-    with pytest.raises(ValueError, match="repaint needs product, prompt, which Ads lacks"):
-        AdData(Ads({"key", "image", "label"}), repaint=Repaint(tiny.generator(), 0.3))
-    with pytest.raises(ValueError, match="nothing is there to repaint"):
-        AdData(Ads()).batches("test", repainted=True)
+    with pytest.raises(ValueError, match=r"shares\.repainted=0\.5: there is no transform repainted"):
+        AdData(Ads(), shares={"repainted": 0.5})
+    repaint, source = {"repainted": Repaint(tiny.generator(), 0.3)}, Ads({"key", "image", "label"})
+    with pytest.raises(ValueError, match="repainted needs product, prompt, which Ads lacks"):
+        AdData(source, transforms=repaint, shares={"repainted": 0.5}).setup("fit")
+    with pytest.raises(ValueError, match="repainted needs product, prompt, which Ads lacks"):
+        AdData(source, transforms=repaint).batches("test", transforms=["repainted"])
+    with pytest.raises(ValueError, match=r"there is no transform repainted; data\.transforms has none"):
+        AdData(Ads()).batches("test", transforms=["repainted"])

@@ -1,0 +1,28 @@
+"""Depth and saliency maps for batches that come without them."""
+
+from torch import Tensor, nn
+
+from src.data.batch import Batch
+from src.data.transform import Transform
+from src.models.perception.system import load_perception
+
+
+class Perceived(Transform):
+    """The maps that perception nets make of the images.
+
+    `depth`, `saliency`: whatever `load_perception` takes, loaded when it is first needed; None: not made.
+    """
+
+    fields = frozenset({"image"})
+
+    def __init__(self, depth: str | None = None, saliency: str | None = None) -> None:
+        super().__init__()
+        self.places = {field: place for field, place in (("depth", depth), ("saliency", saliency)) if place}
+        self.makes, self.nets = frozenset(self.places), nn.ModuleDict()
+
+    def prepare(self, makes: frozenset[str]) -> None:
+        for field in sorted(makes - self.nets.keys()):
+            self.nets[field] = load_perception(self.places[field], field)
+
+    def forward(self, batch: Batch, makes: frozenset[str], seed: int) -> dict[str, Tensor]:
+        return {field: self.nets[field](batch["image"]) for field in sorted(makes)}
