@@ -1,5 +1,6 @@
 """The batch: a plain dict that every data set fills as far as it can and every system reads by field name."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,25 +10,51 @@ Record = dict[str, Any]
 Batch = dict[str, Any]
 
 CLASSES = ("available", "space_mismatch", "size_mismatch", "indistinctiveness", "shape_hallucination")  # paper's order
-PICTURES = {"image": 3, "product": 4, "depth": 1, "saliency": 1, "heatmaps": 2}  # field: channels
-TEXTS = ("key", "prompt", "title")
-FIELDS = (*TEXTS, *PICTURES, "label", "scores", "aligned_words", "group", "chosen", "clicked")
-PADDING = -100  # fills aligned_words, and is cross entropy's ignore_index
+PADDING = -100  # cross entropy's ignore_index
+
+
+@dataclass(frozen=True)
+class Field:
+    """How a field of records becomes a column of a batch.
+
+    kind: "text", a list of str; "image", uint8 (batch, channels, height, width); "number", of `dtype`, (batch, ...);
+    "sequence", of `dtype`, (batch, longest), filled up with `padding`.
+    """
+
+    kind: str
+    channels: int = 0
+    dtype: type = np.int64
+    padding: int = PADDING
+
+
+FIELDS = {
+    "key": Field("text"),
+    "prompt": Field("text"),
+    "title": Field("text"),
+    "image": Field("image", channels=3),
+    "product": Field("image", channels=4),
+    "depth": Field("image", channels=1),
+    "saliency": Field("image", channels=1),
+    "heatmaps": Field("image", channels=2),
+    "label": Field("number"),
+    "scores": Field("number", dtype=np.float32),
+    "aligned_words": Field("sequence"),
+    "group": Field("number"),
+    "chosen": Field("number", dtype=np.bool_),
+    "clicked": Field("number", dtype=np.bool_),
+}
+PICTURES = {name: field.channels for name, field in FIELDS.items() if field.kind == "image"}
 
 
 def collate(records: list[Record]) -> Batch:
-    """The records as one batch of their own fields, pictures still uint8 so that workers send a quarter of the bytes.
+    """The records as one batch of their own fields, images still uint8 so that workers send a quarter of the bytes.
 
-    key, prompt, title: list of str. Pictures: uint8 (batch, channels, height, width). label, group: int64 (batch,).
-    scores: float32 (batch, 4). aligned_words: int64 (batch, words), padded with -100. chosen, clicked: bool (batch,).
-
-    Raises ValueError naming the key of the record and the field when records disagree in fields or in picture shape.
+    Raises ValueError naming the key of the record and the field when records disagree in fields or in shape.
     """
     if not records:
         raise ValueError("A batch needs at least one record.")
-    fields = set(records[0])
-    unknown = sorted(fields - set(FIELDS))
-    if unknown:
+    fields = records[0].keys()
+    if unknown := sorted(fields - FIELDS.keys()):
         raise ValueError(
             f"{_name(records[0])}: unknown field {', '.join(unknown)}; the fields are {', '.join(FIELDS)}."
         )
@@ -35,42 +62,31 @@ def collate(records: list[Record]) -> Batch:
         if record.keys() != fields:
             odd = ", ".join(sorted(record.keys() ^ fields))
             raise ValueError(f"{_name(record)} and {_name(records[0])} do not both have the field {odd}.")
-    return {field: _column(field, records) for field in FIELDS if field in fields}
+    return {name: _column(name, field, records) for name, field in FIELDS.items() if name in fields}
 
 
-def _column(field: str, records: list[Record]) -> Any:
-    values = [record[field] for record in records]
-    if field in TEXTS:
-        return [str(value) for value in values]
-    if field in PICTURES:
-        return _pictures(field, records)
-    if field == "aligned_words":
-        width = max(len(words) for words in values)
-        return torch.tensor([[*words, *[PADDING] * (width - len(words))] for words in values], dtype=torch.long)
-    if field == "scores":
-        return torch.from_numpy(np.stack([np.asarray(value, np.float32) for value in values]))
-    return torch.tensor(
-        [value.item() if hasattr(value, "item") else value for value in values],
-        dtype=torch.bool if field in ("chosen", "clicked") else torch.long,
-    )
-
-
-def _pictures(field: str, records: list[Record]) -> torch.Tensor:
-    first = records[0][field].shape
-    for record in records:
-        picture = record[field]
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[0] != PICTURES[field]:
+def _column(name: str, field: Field, records: list[Record]) -> list[str] | torch.Tensor:
+    if field.kind == "text":
+        return [str(record[name]) for record in records]
+    if field.kind == "sequence":
+        column = np.full((len(records), max(len(record[name]) for record in records)), field.padding, field.dtype)
+        for row, record in zip(column, records, strict=True):
+            row[: len(record[name])] = record[name]
+        return torch.from_numpy(column)
+    values = [np.asarray(record[name]) for record in records]
+    for record, value in zip(records, values, strict=True):
+        if field.kind == "image" and (value.dtype, value.ndim, *value.shape[:1]) != (np.uint8, 3, field.channels):
             raise ValueError(
-                f"{_name(record)}: {field} is {picture.dtype} {tuple(picture.shape)}, "
-                f"not uint8 ({PICTURES[field]}, height, width)."
+                f"{_name(record)}: {name} is {value.dtype} {value.shape}, not uint8 ({field.channels}, height, width)."
             )
-        if picture.shape != first:
+        if value.shape != values[0].shape:
             raise ValueError(
-                f"{_name(record)}: {field} is {tuple(picture.shape)}, but {tuple(first)} in {_name(records[0])}; "
-                "pictures of one batch must have one size."
+                f"{_name(record)}: {name} is {value.shape}, but {values[0].shape} in {_name(records[0])}; "
+                "a batch needs one shape."
             )
-    # A picture's layout in memory is no part of it, but convolutions round by it: cached or drawn, a run is the same.
-    return torch.from_numpy(np.ascontiguousarray(np.stack([record[field] for record in records])))
+    # An image's layout in memory is no part of it, but convolutions round by it: cached or drawn, a run is the same.
+    column = np.ascontiguousarray(np.stack(values))
+    return torch.from_numpy(column if field.kind == "image" else column.astype(field.dtype))
 
 
 def _name(record: Record) -> str:
@@ -78,7 +94,7 @@ def _name(record: Record) -> str:
 
 
 def to_float(batch: Batch) -> Batch:
-    """The batch with its uint8 pictures as float32 in [0, 1]; everything else, float pictures included, as it is."""
+    """The batch with its uint8 images as float32 in [0, 1]; everything else, float images included, as it is."""
     return {
         field: value.float().div(255) if field in PICTURES and value.dtype == torch.uint8 else value
         for field, value in batch.items()

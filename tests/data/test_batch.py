@@ -17,7 +17,7 @@ def record(i: int, words: int = 2, side: int = 3) -> dict:
 
 def test_every_field_has_its_type_and_shape():
     batch = collate([record(1, words=3), record(2, words=1)])
-    assert tuple(batch) == FIELDS
+    assert tuple(batch) == tuple(FIELDS)
     assert batch["key"] == ["k1", "k2"]
     for name, channels in PICTURES.items():
         assert batch[name].dtype == torch.uint8

@@ -42,7 +42,7 @@ class Showroom:
         size: int = 128,
         seed: int = 0,
         cache: str | None = None,
-        holds: tuple[str, ...] | list[str] = FIELDS,
+        holds: tuple[str, ...] | list[str] = tuple(FIELDS),
     ) -> None:
         unknown = [name for name in holds if name not in FIELDS]
         if unknown:
@@ -76,6 +76,11 @@ class Pictures(Dataset):
 
     def __len__(self) -> int:
         return self.num
+
+    @property
+    def groups(self) -> np.ndarray:
+        """The group of every picture, int64 (pictures,)."""
+        return np.array([group_of(index)[0] for index in range(self.num)], np.int64)
 
     def scene(self, index: int) -> Scene:
         """The scene of picture `index`."""
