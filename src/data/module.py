@@ -26,8 +26,20 @@ class Rows(Protocol):
     def __getitem__(self, index: int, /) -> Record: ...
 
 
+class GroupedRows(Rows, Protocol):
+    """A split whose records have the field `group`."""
+
+    @property
+    def groups(self) -> np.ndarray:
+        """The group of every record, int64 (records,), without reading the records."""
+        ...
+
+
 class Source(Protocol):
-    """A data set: the fields that all its records carry, the names of its classes, and its splits."""
+    """A data set: the fields that all its records carry, the names of its classes, and its splits.
+
+    Where `group` is one of the fields, the splits are `GroupedRows`, and a system that needs it gets whole groups.
+    """
 
     @property
     def fields(self) -> frozenset[str]: ...
@@ -207,12 +219,14 @@ class AdData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         rows, (replicas, rank) = self.split("train"), self._place()
         limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
-        if len(rows) < self.batch_size * replicas:
+        batches = TrainBatches(
+            len(rows), self.batch_size, self.seed, replicas, rank, limit, self._trained, self._groups(rows)
+        )
+        if not len(batches):
             raise ValueError(
                 f"The train split of {type(self.source).__name__} has {len(rows)} records, "
                 f"fewer than one batch of {self.batch_size} for each of {replicas} processes."
             )
-        batches = TrainBatches(len(rows), self.batch_size, self.seed, replicas, rank, limit, self._trained)
         return self._loader(rows, batches)
 
     def val_dataloader(self) -> DataLoader:
@@ -238,9 +252,11 @@ class AdData(L.LightningDataModule):
             if transform not in self.transforms:
                 raise ValueError(f"{self._no_transform(transform)}.")
         self._prepare(transforms)
-        rows: Any = Subset(cast(Any, self.split(name)), range(first, len(self.split(name))))
-        loader = self._loader(rows, EvaluationBatches(len(rows), self.batch_size, shuffled=shuffled))
-        return Batches(self, loader, torch.device(device), transforms)
+        whole = self.split(name)
+        rows: Any = Subset(cast(Any, whole), range(first, len(whole)))
+        groups = None if (groups := self._groups(whole)) is None else groups[first:]
+        batches = EvaluationBatches(len(rows), self.batch_size, shuffled=shuffled, groups=groups)
+        return Batches(self, self._loader(rows, batches), torch.device(device), transforms)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int = 0, transforms: Collection[str] = ()) -> Batch:
         batch = to_float(batch)
@@ -284,7 +300,12 @@ class AdData(L.LightningDataModule):
 
     def _evaluation(self, name: str, replicas: int, rank: int) -> DataLoader:
         rows = self.split(name)
-        return self._loader(rows, EvaluationBatches(len(rows), self.batch_size, replicas, rank, shuffled=True))
+        batches = EvaluationBatches(len(rows), self.batch_size, replicas, rank, True, self._groups(rows))
+        return self._loader(rows, batches)
+
+    def _groups(self, rows: Rows) -> np.ndarray | None:
+        """The group of every record, if the system needs whole groups."""
+        return cast(GroupedRows, rows).groups if "group" in (self._sent or ()) else None
 
     def _loader(self, rows: Rows, batches: DistributedSampler) -> DataLoader:
         # The batches go in as a sampler of lists (batch_size=None): Lightning replaces any sampler that is not a

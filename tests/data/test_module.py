@@ -1,19 +1,15 @@
 import os
 import subprocess
 import sys
-from collections import Counter
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from src.data.module import AdData
-from src.data.samplers import EvaluationBatches, TrainBatches
 from src.models.perception.transform import Perceived
 from src.runtime.system import System
 
@@ -63,69 +59,6 @@ def trainer(**arguments) -> L.Trainer:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     once = {"enable_checkpointing": False, "accelerator": "cpu", "devices": 1, "num_sanity_val_steps": 0}
     return L.Trainer(**quiet, **once, **arguments)
-
-
-def batches_of(num, size, replicas, *, epoch=0, seed=0):
-    whole = num // (size * replicas)
-    ranks = [TrainBatches(num, size, seed, replicas, r, position=lambda: epoch * whole) for r in range(replicas)]
-    return [list(rank) for rank in ranks]
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 5), st.integers(0, 3))
-def test_training_shows_no_record_twice_and_loses_less_than_a_global_batch(num, size, replicas, epoch):
-    if num < size * replicas:
-        return
-    ranks = batches_of(num, size, replicas, epoch=epoch)
-    assert {len(batches) for batches in ranks} == {num // (size * replicas)}
-    shown = [i for batches in ranks for batch in batches for i in batch]
-    assert len(set(shown)) == len(shown) > num - size * replicas
-    assert set(shown) <= set(range(num))
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.integers(0, 200), st.integers(1, 9), st.integers(1, 5), st.booleans())
-def test_evaluation_shows_every_record_once(num, size, replicas, shuffled):
-    ranks = [EvaluationBatches(num, size, replicas, rank, shuffled) for rank in range(replicas)]
-    assert Counter(i for rank in ranks for batch in rank for i in batch) == Counter(range(num))
-    assert all(0 < len(batch) <= size for rank in ranks for batch in rank)
-    assert all(len(rank) == len(list(rank)) for rank in ranks)
-    if size > 1 and num >= replicas:  # equally many, or a collective operation would wait for ever
-        assert len({len(rank) for rank in ranks}) == 1
-
-
-def test_an_evaluation_that_is_cut_short_sees_a_fair_sample():
-    (first, *_), again = EvaluationBatches(1000, 50, shuffled=True), EvaluationBatches(1000, 50, shuffled=True)
-    assert 350 < sum(first) / 50 < 650
-    assert max(first) - min(first) > 800
-    assert next(iter(again)) == first
-    assert next(iter(EvaluationBatches(1000, 50))) == list(range(50))
-
-
-def test_ranks_together_train_on_the_batches_of_one_process():
-    two, one = batches_of(64, 4, 2), batches_of(64, 8, 1)
-    assert [a + b for a, b in zip(*two, strict=True)] == one[0]
-
-
-def test_order_depends_on_seed_and_epoch_alone():
-    first = batches_of(64, 4, 1)
-    assert first == batches_of(64, 4, 1)
-    assert first != batches_of(64, 4, 1, epoch=1)
-    assert first != batches_of(64, 4, 1, seed=1)
-
-
-@pytest.mark.parametrize("position", [0, 1, 5, 6, 13])
-def test_a_resumed_order_is_the_rest_of_an_unbroken_one(position):
-    whole = [batch for epoch in range(3) for batch in batches_of(26, 4, 1, epoch=epoch)[0]]
-    epoch_end = (position // 6 + 1) * 6
-    assert list(TrainBatches(26, 4, 0, position=lambda: position)) == whole[position:epoch_end]
-
-
-@pytest.mark.parametrize("limit", [4, 0.7])
-def test_a_limited_epoch_is_shorter_and_still_reshuffled(limit):
-    batches = TrainBatches(26, 4, 0, limit=limit, position=lambda: 4)
-    assert len(batches) == 6  # of the whole epoch: Lightning takes its share of that
-    assert list(batches) == batches_of(26, 4, 1, epoch=1)[0][:4]
 
 
 @pytest.mark.parametrize(("limit", "steps"), [(0.5, 3), (0.7, 4), (2, 2), (1.0, 6)])
@@ -268,38 +201,6 @@ def test_a_share_of_the_training_rows_gets_computed_maps_and_evaluation_none(tmp
         AdData(source, transforms=perceived, shares={"perceived": 1.5})
 
 
-def test_two_processes_see_every_record_once(tmp_path):
-    """A real DDP run over gloo, this file being the program."""
-    program = [sys.executable, __file__, str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(program, capture_output=True, text=True, timeout=300, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    shown, checked, tested = ([], [], [])
-    for rank in (0, 1):
-        for kind, keys in torch.load(tmp_path / f"{rank}.pt", weights_only=True).items():
-            {"shown": shown, "checked": checked, "tested": tested}[kind].extend(keys)
-    assert len(shown) == len(set(shown)) == 24
-    assert sorted(checked) == sorted(tested) == [f"{i}" for i in range(7)]
-
-
-def main(folder: str) -> None:
-    torch.set_num_threads(1)
-    system, data = Watcher(), AdData(Numbers(), batch_size=2, num_workers=0)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    two = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "enable_checkpointing": False}
-    run = L.Trainer(**quiet, **two, max_epochs=1, num_sanity_val_steps=0)
-    run.fit(system, data)
-    shown, checked = flat(system.seen), flat(system.checked)
-    system.checked.clear()
-    run.test(system, data, verbose=False)
-    state = {"shown": shown, "checked": checked, "tested": flat(system.checked)}
-    torch.save(state, f"{folder}/{run.global_rank}.pt")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
-
-
 def test_a_system_is_sent_the_fields_that_it_needs_and_no_others():
     class Labels(Watcher):
         fields = frozenset({"label"})
@@ -308,3 +209,90 @@ def test_a_system_is_sent_the_fields_that_it_needs_and_no_others():
     assert set(next(iter(data.batches("train")))) == {"key", "image", "label"}
     data.require(Labels())
     assert set(next(iter(data.batches("train")))) == {"key", "label"}
+
+
+class Groups(Numbers):
+    """Groups of 2, 3 and 4 records; the 7 records of val and test are two groups."""
+
+    def __init__(self):
+        super().__init__(27, ("key", "image", "label", "group"))
+
+    def split(self, name: str) -> "GroupedList":
+        groups = [2, 3, 4] * 3 if name == "train" else [3, 4]
+        numbers = np.repeat(np.arange(len(groups)), groups).tolist()
+        records = zip(super().split(name), numbers, strict=True)
+        return GroupedList(record | {"group": group} for record, group in records)
+
+
+class GroupedList(list):
+    @property
+    def groups(self) -> np.ndarray:
+        return np.array([record["group"] for record in self])
+
+
+class Chooser(Watcher):
+    fields = frozenset({"image", "label", "group"})
+
+    def training_step(self, batch):
+        assert len(batch["key"]) <= 4
+        return super().training_step(batch)
+
+
+def is_whole(batch: list[str]) -> bool:
+    """Whether a training batch has all records or none of each group."""
+    starts = np.cumsum([0, *[2, 3, 4] * 3]).tolist()
+    groups = [{f"{i}" for i in range(*span)} for span in pairwise(starts)]
+    return all(group <= set(batch) or not group & set(batch) for group in groups)
+
+
+def test_a_system_that_needs_groups_gets_whole_ones():
+    system = Chooser()
+    trainer(max_epochs=2).fit(system, AdData(Groups(), batch_size=4, num_workers=0))
+    assert all(is_whole(batch) for batch in system.seen)
+    assert len(system.seen) == 2 * len(set(map(tuple, system.seen[: len(system.seen) // 2])))
+    assert sorted(flat(system.checked)) == sorted([f"{i}" for i in range(7)] * 2)
+    assert {len(batch) for batch in system.checked} == {3, 4}
+    data = AdData(Groups(), batch_size=8, num_workers=0)
+    data.require(system)
+    assert [batch["group"].tolist() for batch in data.batches("val", first=3)] == [[1] * 4]
+
+
+def test_two_processes_see_every_record_once(tmp_path):
+    """A real DDP run over gloo, this file being the program."""
+    program = [sys.executable, __file__, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    runs = {run: [rank[run] for rank in ranks] for run in ranks[0]}
+    for run, steps in {"1.0": 6, "0.5": 3, "2": 2, "groups": 4}.items():  # a share is applied once, not twice
+        shown = [batch for rank in runs[run] for batch in rank["shown"]]
+        assert [len(rank["shown"]) for rank in runs[run]] == [steps, steps]
+        assert len(flat(shown)) == len(set(flat(shown)))
+        for kind in ("checked", "tested"):
+            assert sorted(flat([batch for rank in runs[run] for batch in rank[kind]])) == [f"{i}" for i in range(7)]
+    assert all(is_whole(batch) for rank in runs["groups"] for batch in rank["shown"])
+    assert {len(batch) for rank in runs["groups"] for batch in rank["checked"]} == {3, 4}
+
+
+def main(folder: str) -> None:
+    torch.set_num_threads(1)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    two = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "enable_checkpointing": False}
+    state = {}
+    for name in ("1.0", "0.5", "2", "groups"):
+        system, data = Watcher(), AdData(Numbers(), batch_size=2, num_workers=0)
+        if name == "groups":
+            system, data = Chooser(), AdData(Groups(), batch_size=4, num_workers=0)
+        limit = 1.0 if name == "groups" else int(name) if name == "2" else float(name)
+        run = L.Trainer(**quiet, **two, max_epochs=1, num_sanity_val_steps=0, limit_train_batches=limit)
+        run.fit(system, data)
+        state[name] = {"shown": list(system.seen), "checked": list(system.checked)}
+        system.checked.clear()
+        run.test(system, data, verbose=False)
+        state[name]["tested"] = list(system.checked)
+    torch.save(state, f"{folder}/{run.global_rank}.pt")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
