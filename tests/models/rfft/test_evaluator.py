@@ -1,5 +1,6 @@
 """The evaluator: its measures are those of its members, and the same again."""
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from tests.rewards import tiny as nets
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     home = tmp_path_factory.mktemp("evaluator")
-    reader = {"_target_": "src.models.attributes.system.AttributeReader", **READER}
+    encoder = {"_target_": "src.models.layers.ImageEncoderSettings", **asdict(READER["image_encoder"])}
+    reader = {"_target_": "src.models.attributes.system.AttributeReader", **READER, "image_encoder": encoder}
     return {"judge": nets.rfnet(home), "reader": nets.checkpoint(home / "reader", reader)}
 
 
