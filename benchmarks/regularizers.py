@@ -1,21 +1,24 @@
 """CC against KL against nothing: `python -m benchmarks.regularizers [WORD ...] [-- WORDS OF src.fit]`.
 
-Tunes the same generator in each way and with each seed, each by `python -m src.fit model=rfft`, and sets beside one
-another what the judge and the reader say of held-out products: mean and standard deviation over the seeds, and the
-cosine between the reward's and the regularizer's gradient. A way is a regularizer, perhaps with its beta and with more
-words of src.fit: `'ways=cc;kl@0.3;cc model.reward_augmentation.number=0'`. After a kill the same command goes on.
-Writes `benchmarks/results/NAME.json`, `.png`, and `.jpg`: the same products, prompts and noise under the first seed's
-generators.
+Tunes the same generator in each way and with each seed, each by `python -m src.fit model=rfft`, and compares the
+measures of the held-out evaluators on test products: mean and standard deviation over the seeds, a 95 % interval over
+products, and the cosine between the mean gradients of reward and regularizer. Test records of one product are not
+independent: the interval's bootstrap draws products, with the values of a record averaged over the seeds.
+A way is a regularizer, perhaps with its beta and with more words of src.fit: `'ways=cc;kl@0.3;cc model.lr=1e-3'`.
+After a kill the same command goes on. Writes `benchmarks/results/NAME.json`, `.png`, and `.jpg`: the same products,
+prompts and noise under the first seed's generators.
 Words: ways=none;kl;cc seeds=0,1,2 name=regularizers runs=runs/regularizers evaluator=showroom
 """
 
+import csv
 import json
+import math
 import os
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -29,7 +32,9 @@ from torch import Tensor
 from src.build import build
 from src.config import compose
 from src.data.batch import Batch
+from src.data.showroom.world import Pictures
 from src.figures.images import draw_columns
+from src.metrics.intervals import clustered_interval
 from src.runtime.resume import differences, flat
 
 WORDS = {
@@ -38,7 +43,7 @@ WORDS = {
 }  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
 MEASURES = ("reward", "availability", "attribute_accuracy", "diversity", "dissimilarity", "between_prompts")
-GRADIENTS = ("reward_norm", "regularizer_norm", "cosine")  # of the reward's and the regularizer's gradient
+GRADIENTS = ("reward_norm", "regularizer_norm", "cosine")  # of the mean gradients of reward and regularizer
 SHOWN = 10  # products in the sheet
 # May differ between the runs of a table: neither weights nor test measures depend on them.
 UNSEEN = ("trainer.limit_val_batches", "trainer.val_check_interval", "checkpoint_every", "threads", "debug", "resume")
@@ -80,12 +85,49 @@ def measured(words: Sequence[str]) -> dict[str, float] | None:
 
 
 def logged(run: Path) -> dict[str, float]:
-    """Means over a run of what it logged of both gradients, by the logs' names."""
+    """Means over a run of what it logged of both mean gradients, by the logs' names."""
     events = EventAccumulator(str(run / "logs"))
     events.Reload()
     known = set(events.Tags()["scalars"])
     names = [f"grad/{name}" for name in GRADIENTS if f"grad/{name}" in known]
     return {name: mean(scalar.value for scalar in events.Scalars(name)) for name in names}
+
+
+def records(run: Path) -> dict[str, dict[str, str]]:
+    """The rows of a run's measures of test records, by key; of a run from before they were written: none."""
+    file = run / "pictures" / "measures.csv"
+    if not file.is_file():
+        return {}
+    with file.open(encoding="utf-8", newline="") as lines:
+        return {row["key"]: row for row in csv.DictReader(lines)}
+
+
+def products(words: Sequence[str], keys: Iterable[str]) -> dict[str, str]:
+    """The product of each test record; of data other than the showroom's, whose products have no names, its key."""
+    split = build(compose("fit", list(words)).data.source).split("test")
+    if not isinstance(split, Pictures):
+        return {key: key for key in keys}
+    return {key: split.scene(int(key.rpartition("-")[2])).brief.item.name for key in keys}
+
+
+def intervals(runs: Sequence[Mapping[str, Mapping[str, str]]], product: Mapping[str, str]) -> dict[str, list[float]]:
+    """95 % intervals of the measures before and after and of their gains, (after - before), by name.
+
+    A record without a value, such as the attribute accuracy of a prompt that names none, is left out of that measure.
+    """
+    found: dict[str, list[float]] = {}
+    for name in MEASURES:
+        values: dict[str, list[float]] = {"before_": [], "": [], "gain_": []}
+        clusters = []
+        for key in runs[0]:
+            if name in runs[0][key]:
+                before, after = (mean(float(run[key][when + name]) for run in runs) for when in ("before_", ""))
+                if not math.isnan(before + after):
+                    clusters.append(product[key])
+                    for when, value in (("before_", before), ("", after), ("gain_", after - before)):
+                        values[when].append(value)
+        found |= {when + name: list(clustered_interval(v, clusters)) for when, v in values.items() if v}
+    return found
 
 
 def summary(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
@@ -101,13 +143,17 @@ def summary(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
     }
 
 
-def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+def table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """Lines of a Markdown table: the generator as it was, then each way."""
     names = [name for name in (*MEASURES, "gradient_cosine") if any(name in told for told in found.values())]
 
-    def line(title: str, told: Mapping[str, Mapping[str, float]], when: str) -> str:
+    def line(title: str, told: Mapping[str, Mapping[str, Any]], when: str) -> str:
         figures = [told.get(when + name, {}) for name in names]
         cells = [" +- ".join(f"{figure[key]:.3f}" for key in ("mean", "sd") if key in figure) for figure in figures]
+        limits = [
+            "({:.3f} to {:.3f})".format(*figure["interval"]) if "interval" in figure else "" for figure in figures
+        ]
+        cells = [f"{cell} {limit}".rstrip() for cell, limit in zip(cells, limits, strict=True)]
         return f"| {title} | {' | '.join(cells)} |"
 
     head = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
@@ -164,20 +210,30 @@ def main() -> None:
     if words["evaluator"] == "none":
         raise SystemExit("regularizers: evaluator=none measures nothing to compare by; it takes a judge and a reader.")
     ways, seeds, found = words["ways"].split(";"), words["seeds"].split(","), {}
+    sizes: dict[str, int] = {}
     runs = {(way, seed): command(way, seed, words, more) for seed in seeds for way in ways}
     try:
         for run in runs.values():  # all ways of a seed before the next, so that they are compared early
             if measured(run[3:]) is None:
                 subprocess.run(run, check=True)
         for way in ways:
+            folders = [folder(way, seed, words) for seed in seeds]
             found[way] = summary(
-                [(measured(runs[way, seed][3:]) or {}) | logged(folder(way, seed, words)) for seed in seeds]
+                [(measured(runs[way, s][3:]) or {}) | logged(run) for s, run in zip(seeds, folders, strict=True)]
             )
+            if all(rows := [records(run) for run in folders]):
+                product = products(runs[way, seeds[0]][3:], rows[0])
+                for name, interval in intervals(rows, product).items():
+                    found[way].setdefault(name, {})["interval"] = interval
+                prompts = {row["prompt"] for row in rows[0].values()}
+                sizes = {"records": len(product), "prompts": len(prompts), "products": len({*product.values()})}
     except (ValueError, subprocess.CalledProcessError) as error:
         raise SystemExit(f"regularizers: {error}") from error
     print(table(found))
+    if sizes:
+        print("Test: {records} records, {prompts} prompts on {products} products.".format(**sizes))
     RESULTS.mkdir(exist_ok=True)
-    about = {"words": words, "fit": more, "seeds": seeds, "machine": machine()}
+    about = {"words": words, "fit": more, "seeds": seeds, "machine": machine(), "test": sizes}
     (RESULTS / f"{words['name']}.json").write_text(
         json.dumps({**about, "ways": found}, indent=2) + "\n", encoding="utf-8"
     )

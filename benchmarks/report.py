@@ -21,7 +21,7 @@ BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 MEASURES = ("reward", "availability", "attribute_accuracy", "diversity", "dissimilarity")
 COLUMNS = {
     "demo": MEASURES,
-    "tuning": (*MEASURES, "gradient_cosine"),
+    "tuning": (*MEASURES, "gradient_cosine_per_batch"),
     "before": tuple(f"before_{name}" for name in MEASURES),
     "remedy": ("before_reward", "reward", "before_availability", *MEASURES[1:]),
     "rfnet": ("availability_f1", "availability_ap", "macro_f1", "ece"),

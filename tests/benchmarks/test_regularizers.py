@@ -8,8 +8,20 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib import image
 from omegaconf import OmegaConf
 
-from benchmarks.regularizers import command, draw, draw_ways, logged, measured, summary, table
+from benchmarks.regularizers import (
+    command,
+    draw,
+    draw_ways,
+    intervals,
+    logged,
+    measured,
+    products,
+    records,
+    summary,
+    table,
+)
 from src.config import compose
+from src.data.samplers import EvaluationBatches
 from tests.diffusion import tiny
 
 RUNS = [
@@ -47,6 +59,29 @@ def test_the_gradients_are_the_means_of_what_a_run_logged(tmp_path: Path) -> Non
     lines = table({"cc": whole}).splitlines()
     assert lines[2].endswith("|  |")
     assert lines[3].endswith("| 0.200 +- 0.141 |")
+
+
+def test_intervals_are_those_of_products_and_of_means_over_seeds(tmp_path: Path) -> None:
+    """Of two products in three records; the means of the draws: tests/metrics/test_intervals.py."""
+    runs = []
+    for seed, after in enumerate(([0.0, 1.0, 0.0], [0.0, 0.0, 0.0])):
+        folder = tmp_path / f"{seed}/pictures"
+        folder.mkdir(parents=True)
+        lines = [f"k{i},p,0.0,{value},nan,0.5" for i, value in enumerate(after)]
+        head = "key,prompt,before_reward,reward,before_attribute_accuracy,attribute_accuracy"
+        (folder / "measures.csv").write_text("\n".join([head, *lines]))
+        runs.append(records(tmp_path / f"{seed}"))
+    found = intervals(runs, {"k0": "a", "k1": "b", "k2": "a"})
+    assert found == {"before_reward": [0, 0], "reward": [0, 0.5], "gain_reward": [0, 0.5]}
+    assert records(tmp_path / "none") == {}
+    told = {name: {"mean": 0.25, "interval": limits} for name, limits in found.items()}
+    assert table({"cc": told}).splitlines()[3] == "| cc | 0.250 (0.000 to 0.500) |"
+
+
+def test_the_showrooms_test_records_show_few_products() -> None:
+    words = ["model=rfft", "data.source.num={train: 8, val: 8, test: 2000}"]
+    keys = [f"test-{index:07d}" for index in next(iter(EvaluationBatches(2000, 128, shuffled=True)))]
+    assert len({*products(words, keys).values()}) == 23
 
 
 @pytest.mark.parametrize("way", ["none", "kl", "cc", "cc@0.3", "cc_authors@2"])

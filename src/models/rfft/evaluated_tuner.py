@@ -1,5 +1,6 @@
 """A tuner whose pictures are measured and shown, before and after."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class EvaluatedTuner(Tuner):
         super().__init__(generator, *tuner)
         self.evaluator, self.reward, self.tuned = evaluator, reward, False
         self.shown: dict[str, list[tuple[Tensor, str]]] = {}  # pictures and prompts, by split
+        self.rows: dict[str, dict[str, Any]] = {}  # measures of the test records, by key
 
     def stands_on(self) -> dict[str, str]:
         return super().stands_on() | {"reward": fingerprint(self.reward)}
@@ -51,6 +53,10 @@ class EvaluatedTuner(Tuner):
         with self.trainable.quick():
             measures, pictures = self.evaluator(self.net, batch, self.reward)
         prefix = split if split.endswith("_") else f"{split}/"
+        if split != "val":
+            for row, key in enumerate(batch["key"]):
+                told = {f"{prefix}{name}".removeprefix("test/"): float(value[row]) for name, value in measures.items()}
+                self.rows.setdefault(key, {"prompt": batch["prompt"][row]}).update(told)
         for name, value in measures.items():
             told = ~value.isnan()  # a prompt without any of the attributes counts for none
             self.log(
@@ -72,6 +78,15 @@ class EvaluatedTuner(Tuner):
             self.logger.experiment.add_images("val/pictures", torch.stack(pictures), step)
 
     def report(self, data: Any, folder: Path) -> list[Path]:
-        """Draws `before_after.png`: the same products, prompts and noise, not chosen."""
+        """Draws `before_after.png`: the same products, prompts and noise, not chosen. Writes `measures.csv`.
+
+        That has a row for every test record of this process; a cell is "nan" where a prompt names no attribute.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "measures.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, ["key", *next(iter(self.rows.values()))])
+            writer.writeheader()
+            writer.writerows({"key": key, **row} for key, row in self.rows.items())
         before, after = (torch.stack([picture for picture, _ in self.shown[s]]) for s in ("test/before_", "test"))
-        return [draw_pairs(folder / "before_after.png", before, after, [prompt for _, prompt in self.shown["test"]])]
+        prompts = [prompt for _, prompt in self.shown["test"]]
+        return [draw_pairs(folder / "before_after.png", before, after, prompts), folder / "measures.csv"]

@@ -13,7 +13,7 @@ from torch import Tensor
 from src.data.batch import Batch
 from src.diffusion.generator import Conditions, Generator
 from src.diffusion.noise import seeded_generator
-from src.metrics.gradients import compared, flat_gradient
+from src.metrics.gradients import cosine, flat_gradient
 from src.models.generator.trainable import TRAINABLE
 from src.models.rfft.evaluated_tuner import EvaluatedTuner
 from src.models.rfft.evaluator import Evaluator
@@ -45,9 +45,11 @@ class RFFT(EvaluatedTuner):
             generator's small distance from its reference is less than what bfloat16 rounds away. On a GPU float32 is
             TF32 unless torch is told otherwise.
         checkpointing: compute activations of the step with gradient twice instead of keeping them.
-        gradients_every: steps between two measurements of the reward's and the regularizer's gradients: their norms,
-            after beta, and the cosine between them; 0: never. Each costs two backward passes more. They are
-            those of the first batch that a step accumulates, in the first process.
+        gradients_every: optimizer steps between two batches whose gradients of the reward and of the regularizer
+            (after beta) are computed separately, by two more backward passes; 0: never. Of a step that accumulates
+            batches it is the first, in the first process.
+        gradients_batches: after so many of these batches the norms of both mean gradients and the cosine between them
+            are logged. Single batches have a cosine near 0: their gradients are mostly noise.
         seed: of the rollouts' noise, the steps drawn and the augmentation: they depend on it, the optimizer's step
             and the image's key alone: on no batch size, accumulation or process.
         rank, ema, lr, weight_decay, warmup, schedule: see `Tuner`.
@@ -74,7 +76,8 @@ class RFFT(EvaluatedTuner):
         hinge: float | None = None,
         precise: bool = True,
         checkpointing: bool = False,
-        gradients_every: int = 10,
+        gradients_every: int = 5,
+        gradients_batches: int = 16,
         seed: int = 0,
         ema: float | None = None,
         lr: float = 1e-5,
@@ -101,7 +104,10 @@ class RFFT(EvaluatedTuner):
         )
         self.guidance_gradient, self.hinge = guidance_gradient, hinge
         self.precise = precise and regularizer.beta > 0
-        self.gradients_every, self.seed, self.begun = gradients_every, seed, -1
+        self.gradients_every, self.gradients_batches = gradients_every, gradients_batches
+        self.gradients: list[Tensor] = []  # sums over batches, on the CPU
+        self.summed = 0  # batches in them
+        self.seed, self.begun = seed, -1
         self.fields = frozenset({"prompt", "product"} | reward.fields | self.evaluator.fields)
         self.trainable.keep_reference()
         if checkpointing:
@@ -132,16 +138,24 @@ class RFFT(EvaluatedTuner):
         return reward + self.regularizer.beta * penalty
 
     def compare(self, reward: Tensor, penalty: Tensor, step: int) -> None:
-        """Logs the norms of both gradients at this optimizer step, and their cosine if there are two."""
+        """Adds the gradients of both terms to their sums; after `gradients_batches` logs norms and cosine of the means.
+
+        Which steps are summed depends on the step alone. Sums are not saved: a run that is resumed while they are
+        incomplete logs the next complete ones.
+        """
+        if ((step + 1) // self.gradients_every - 1) % self.gradients_batches == 0:
+            self.gradients, self.summed = [], 0
         weights = [*self.trainable.weights().values()]
-        found: dict[str, float] = {}
-        if self.regularizer.beta:
-            names = ("grad/reward_norm", "grad/regularizer_norm", "grad/cosine")
-            found |= zip(names, compared(reward, penalty, weights), strict=True)
-        else:
-            found["grad/reward_norm"] = float(flat_gradient(reward, weights).norm())
-        for logger in self.loggers:
-            logger.log_metrics(found, step)
+        new = [flat_gradient(term, weights).cpu() for term in (reward, penalty)[: 1 + bool(self.regularizer.beta)]]
+        self.gradients = [a + b for a, b in zip(self.gradients, new, strict=True)] if self.summed else new
+        self.summed += 1
+        if self.summed == self.gradients_batches:
+            names = ("grad/reward_norm", "grad/regularizer_norm")
+            found = {name: float(g.norm()) / self.summed for name, g in zip(names, self.gradients, strict=False)}
+            if self.regularizer.beta:
+                found["grad/cosine"] = cosine(*self.gradients)
+            for logger in self.loggers:
+                logger.log_metrics(found, step)
 
     def looks(self, batch: Batch, seed: int) -> list[tuple[Score, Tensor]]:
         """The reward and the penalty, (batch,), in every window of one rollout from noise of (seed, key)."""

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import lightning as L
@@ -442,10 +443,13 @@ def test_options_of_the_loss():
 @pytest.mark.parametrize("regularizer", [KL(1.0), NoRegularizer()], ids=lambda r: type(r).__name__)
 def test_gradients_of_both_terms_are_logged_at_their_step(regularizer, tmp_path):
     system = shaken(
-        rfft(regularizer, trainable="controlnet", gradients_every=2, reward_augmentation=RewardAugmentation(2, shift=1))
-    )
+        rfft(
+            regularizer, trainable="controlnet", gradients_every=1, gradients_batches=2,
+            reward_augmentation=RewardAugmentation(2, shift=1),
+        )
+    )  # fmt: skip
     L.Trainer(
-        accelerator="cpu", max_steps=2, logger=CSVLogger(tmp_path), log_every_n_steps=1, limit_val_batches=0,
+        accelerator="cpu", max_steps=3, logger=CSVLogger(tmp_path), log_every_n_steps=1, limit_val_batches=0,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, accumulate_grad_batches=2,
     ).fit(system, data())  # fmt: skip
     with next(tmp_path.rglob("metrics.csv")).open() as file:
@@ -459,9 +463,45 @@ def test_gradients_of_both_terms_are_logged_at_their_step(regularizer, tmp_path)
         assert "grad/cosine" not in rows[0]
 
 
+def test_the_gradients_that_are_compared_are_means_over_batches_and_a_resumed_run_logs_complete_ones_only():
+    """Two batches each: steps 1 and 3 of every 2 make the first mean, 5 and 7 the second."""
+    logged: dict[int, dict[str, float]] = {}
+
+    class Keep(CSVLogger):
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+            logged[int(step or 0)] = metrics
+
+    system = rfft(ConsistentCondition(1.0), gradients_every=2, gradients_batches=2)
+    weight = next(iter(system.trainable.weights().values()))
+    system._trainer = SimpleNamespace(loggers=[Keep("unused")])  # type: ignore[assignment]
+    terms = {1: (1.0, 3.0), 3: (2.0, -1.0), 5: (1.0, 1.0), 7: (1.0, 1.0)}  # gradients (first, second weight)
+
+    def compare(*steps: int) -> None:
+        for step in steps:
+            first, second = weight.flatten()[:2]
+            a, b = terms[step]
+            system.compare(a * first, b * first + second, step)
+
+    compare(1)
+    assert not logged
+    compare(3)  # means 1.5 (1, 0) and (1, 1)
+    assert logged == {3: {
+        "grad/reward_norm": pytest.approx(1.5), "grad/regularizer_norm": pytest.approx(2**0.5),
+        "grad/cosine": pytest.approx(2**-0.5),
+    }}  # fmt: skip
+    system.gradients, system.summed = [], 0  # killed between 1 and 3, resumed
+    logged.clear()
+    compare(3)
+    assert not logged
+    compare(5, 7)
+    assert logged.keys() == {7}
+    assert logged[7]["grad/reward_norm"] == pytest.approx(1.0)
+
+
 def test_a_run_logs_reward_parts_penalty_and_gradients_and_shows_its_pictures(tmp_path):
     reward = Mix({"red": Redness()}, {"red": 2.0})
     system = shaken(rfft(ConsistentCondition(0.02), At(2), trainable="unet", reward=reward, gradients_every=1))
+    system.gradients_batches = 1
     value, penalty, pull, hold = by_hand(system, ads(), 2)
     expected = {
         "train/reward": value,
@@ -520,12 +560,17 @@ def redness(generator: Generator) -> float:
     ids=lambda r: type(r).__name__,
 )
 def test_a_run_raises_the_reward_and_ends_in_a_folder_of_diffusers(trainable, regularizer, tmp_path):
-    _, after = train(
+    metrics, after = train(
         tmp_path, trainable=trainable, regularizer=regularizer, lr=0.02 if trainable == "unet_lora" else 0.01
     )
     opened = load_generator(tmp_path / "checkpoint", **after.net.settings)
     assert redness(opened) > redness(tiny.generator()) + 2e-5
     assert (tmp_path / "pictures" / "before_after.png").is_file()
+    with (tmp_path / "pictures" / "measures.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["key"] for row in rows] == sorted(row["key"] for row in rows)
+    for name in ("reward", "before_reward", "dissimilarity"):
+        assert sum(float(row[name]) for row in rows) / len(rows) == pytest.approx(metrics[f"test/{name}"], rel=1e-5)
     assert list((tmp_path / "pictures").glob("step-*.png"))
     StableDiffusionControlNetInpaintPipeline.from_pretrained(tmp_path / "checkpoint")
 
