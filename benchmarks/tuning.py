@@ -89,7 +89,7 @@ def rfft(generator: Generator, reward: Reward, trainable: str, draws: int, regul
     system.steps = lambda num_steps, chance: late(num_steps, draws)  # pyright: ignore[reportAttributeAccessIssue]
 
     def loss(batch: Batch, seed: int) -> Tensor:
-        pairs = [system.losses(*look) for look in system.looks(batch, seed)]
+        pairs = [system.losses(*look) for look in system.rollout_scores(batch, seed)]
         return torch.stack([value + regularizer.beta * penalty for value, penalty in pairs]).mean()
 
     return system, loss
@@ -211,7 +211,7 @@ def measure(way: str, words: dict[str, str]) -> dict[str, float]:
     owner, loss, samples = made(way, painter.to(device), reward, words["trainable"])
     owner.to(device)
     if half and isinstance(owner, RFFT):
-        owner.trainable.halve(owner.precise)
+        owner.trainable.cast_frozen_to_bf16(owner.precise)
     elif half:  # the peers hold what is frozen in half precision
         for net in (painter.text_encoder, painter.vae, painter.unet, painter.controlnet):
             if not any(weight.requires_grad for weight in net.parameters()):

@@ -44,9 +44,9 @@ class Trainable(nn.Module):
                 inject_adapter_in_model(config, module)
             else:
                 module.requires_grad_(True)
-        self.wide: dict[str, Tensor] = {}  # of `halve`: frozen weights as they were,
-        self.copied: tuple[str, ...] = ()  # the nets that stay float32,
-        self.copies: dict[str, Any] = {}  # and these in bfloat16, from the first `quick` on
+        self.float32: dict[str, Tensor] = {}  # by `cast_frozen_to_bf16`: the frozen weights before,
+        self.copied: tuple[str, ...] = ()  # the networks that stay float32,
+        self.copies: dict[str, Any] = {}  # and their bfloat16 copies, from the first `low_precision` on
 
     def modules_trained(self) -> list[Any]:
         return [getattr(self.generator, name) for name in self.names]
@@ -76,30 +76,30 @@ class Trainable(nn.Module):
             else:
                 self._set(now)
 
-    def halve(self, precise: bool = False) -> None:
-        """Holds the frozen weights in bfloat16 until `widen`; autocast would cast float32 ones anew at every call.
+    def cast_frozen_to_bf16(self, precise: bool = False) -> None:
+        """Keeps the frozen weights in bfloat16 until `restore_float32`: autocast would cast float32 ones at every call.
 
-        `precise`: UNet and ControlNet stay float32, for a step in float32; only `quick` has them in bfloat16.
+        `precise`: UNet and ControlNet stay float32, for a step in float32; only `low_precision` has them in bfloat16.
         """
         self.copied = ("unet", "controlnet") if precise else () if self.lora else self.names
         for name, weight in self.generator.named_parameters():
             if not weight.requires_grad and weight.dtype == torch.float32 and name.partition(".")[0] not in self.copied:
-                self.wide[name] = weight.data.cpu()
+                self.float32[name] = weight.data.cpu()
                 weight.data = weight.data.bfloat16()
 
-    def widen(self) -> None:
-        """Undoes `halve`, to the bit."""
+    def restore_float32(self) -> None:
+        """Undoes `cast_frozen_to_bf16`, to the bit."""
         weights = dict(self.generator.named_parameters())
-        for name, wide in self.wide.items():
+        for name, wide in self.float32.items():
             weights[name].data = wide.to(weights[name].device)
-        self.wide, self.copied, self.copies = {}, (), {}
+        self.float32, self.copied, self.copies = {}, (), {}
 
     @contextmanager
-    def quick(self) -> Iterator[None]:
-        """For calls without gradient: after `halve`, all of the generator is within it in bfloat16, as of now.
+    def low_precision(self) -> Iterator[None]:
+        """For calls without gradient: after `cast_frozen_to_bf16` the whole generator runs in bfloat16 here.
 
-        Nets with trained weights are copied each time: milliseconds beside a rollout, and fused optimizers tell of no
-        change.
+        Networks with trained weights are copied each time, which is cheap compared with a rollout; fused optimizers
+        do not signal changes.
         """
         now = {name: getattr(self.generator, name) for name in self.copied}
         for name, net in now.items():

@@ -101,19 +101,19 @@ class Tuner(System):
                 f"trainer.precision={self.trainer.precision}: trained weights stay float32; use bf16-mixed."
             )
         if self.trainer.precision == "bf16-mixed":
-            self.trainable.halve(self.precise)
+            self.trainable.cast_frozen_to_bf16(self.precise)
 
     def on_fit_end(self) -> None:
         """From here on the weights are what is shipped: their average if there is one."""
         self._swap()
-        self.trainable.widen()
+        self.trainable.restore_float32()
 
     def on_test_start(self) -> None:
         if self.trainer.precision == "bf16-mixed":
-            self.trainable.halve()
+            self.trainable.cast_frozen_to_bf16()
 
     def on_test_end(self) -> None:
-        self.trainable.widen()
+        self.trainable.restore_float32()
 
     def _swap(self) -> None:
         """Exchanges the trained weights and their average."""

@@ -1,4 +1,4 @@
-"""A tuner whose pictures are measured and shown, before and after."""
+"""A tuner whose generator is evaluated before and after training."""
 
 import csv
 from pathlib import Path
@@ -20,19 +20,19 @@ SHOWN = 16  # products in a sheet
 
 
 class EvaluatedTuner(Tuner):
-    """A tuner that lets a evaluator and the reward measure what it paints; noise is the same every time.
+    """A tuner whose generated images are measured by an evaluator and the reward; the noise is the same every time.
 
-    Validation measures the generator as it is, the test also the one that it was (names with `before_`).
+    Validation measures the current generator, the test also the one before training (names with `before_`).
 
     Args:
-        evaluator: who measures what is painted for validation and test products; reward: whose mean value goes beside.
+        evaluator: measures the images generated for validation and test products; reward: its mean is logged too.
         generator, trainable, rank, ema, lr, weight_decay, warmup, schedule: see `Tuner`.
     """
 
     def __init__(self, generator: Generator, evaluator: Evaluator, reward: Reward, *tuner: Any) -> None:
         super().__init__(generator, *tuner)
         self.evaluator, self.reward, self.tuned = evaluator, reward, False
-        self.shown: dict[str, list[tuple[Tensor, str]]] = {}  # pictures and prompts, by split
+        self.shown: dict[str, list[tuple[Tensor, str]]] = {}  # images and prompts, by split
         self.rows: dict[str, dict[str, Any]] = {}  # measures of the test records, by key
 
     def stands_on(self) -> dict[str, str]:
@@ -49,33 +49,33 @@ class EvaluatedTuner(Tuner):
         self.tuned = True
 
     def _measure(self, split: str, batch: Batch) -> None:
-        """Logs the evaluator's measures of images whose noise is the same every time; remembers the first images."""
-        with self.trainable.quick():
-            measures, pictures = self.evaluator(self.net, batch, self.reward)
+        """Logs the evaluator's measures of images whose noise is the same every time; keeps the first images."""
+        with self.trainable.low_precision():
+            measures, images = self.evaluator(self.net, batch, self.reward)
         prefix = split if split.endswith("_") else f"{split}/"
         if split != "val":
             for row, key in enumerate(batch["key"]):
                 told = {f"{prefix}{name}".removeprefix("test/"): float(value[row]) for name, value in measures.items()}
                 self.rows.setdefault(key, {"prompt": batch["prompt"][row]}).update(told)
         for name, value in measures.items():
-            told = ~value.isnan()  # a prompt without any of the attributes counts for none
+            told = ~value.isnan()  # prompts that name none of the attributes are left out
             self.log(
                 f"{prefix}{name}", value[told].sum() / told.sum().clamp_min(1), batch_size=int(told.sum()),
                 on_step=False, on_epoch=True, sync_dist=True,
             )  # fmt: skip
         shown = self.shown.setdefault(split, [])
-        shown += list(zip(pictures[0].cpu(), batch["prompt"], strict=True))[: SHOWN - len(shown)]
+        shown += list(zip(images[0].cpu(), batch["prompt"], strict=True))[: SHOWN - len(shown)]
 
     def evaluation_end(self, split: str) -> None:
-        """After a validation, draws `pictures/step-N.png`: the same products, prompts and noise as ever."""
-        if split != "val" or not self.shown.get("val"):  # or a process without a row
+        """After a validation, draws `pictures/step-N.png`: the same products, prompts and noise every time."""
+        if split != "val" or not self.shown.get("val"):  # or this process has no row
             return
-        pictures, prompts = zip(*self.shown.pop("val"), strict=True)
+        images, prompts = zip(*self.shown.pop("val"), strict=True)
         step, folder = self.trainer.global_step, Path(self.trainer.default_root_dir) / "pictures"
         if self.trainer.is_global_zero:
-            draw_pictures(folder / f"step-{step:06}.png", torch.stack(pictures), prompts)
+            draw_pictures(folder / f"step-{step:06}.png", torch.stack(images), prompts)
         if isinstance(self.logger, TensorBoardLogger):
-            self.logger.experiment.add_images("val/pictures", torch.stack(pictures), step)
+            self.logger.experiment.add_images("val/pictures", torch.stack(images), step)
 
     def report(self, data: Any, folder: Path) -> list[Path]:
         """Draws `before_after.png`: the same products, prompts and noise, not chosen. Writes `measures.csv`.
@@ -87,6 +87,6 @@ class EvaluatedTuner(Tuner):
             writer = csv.DictWriter(file, ["key", *next(iter(self.rows.values()))])
             writer.writeheader()
             writer.writerows({"key": key, **row} for key, row in self.rows.items())
-        before, after = (torch.stack([picture for picture, _ in self.shown[s]]) for s in ("test/before_", "test"))
+        before, after = (torch.stack([image for image, _ in self.shown[s]]) for s in ("test/before_", "test"))
         prompts = [prompt for _, prompt in self.shown["test"]]
         return [draw_pairs(folder / "before_after.png", before, after, prompts), folder / "measures.csv"]

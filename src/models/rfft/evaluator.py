@@ -1,6 +1,6 @@
-"""Who measures generated pictures and never teaches: a judge of availability and a reader of attributes.
+"""Held-out evaluators, never used as rewards: an availability judge and an attribute reader.
 
-No renderer knows the truth of a generated picture, and the reward that taught it is no witness.
+Generated images have no ground truth, and the reward that a generator was tuned with is biased.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from src.rewards.base import Reward
 
 @runtime_checkable
 class Reader(Protocol):
-    """A frozen net that reads attributes from images, such as `src.models.attributes.system.AttributeReader`."""
+    """A frozen network that classifies attributes of images, such as `src.models.attributes.system.AttributeReader`."""
 
     net: Any  # net.features(images): (batch, features)
 
@@ -30,20 +30,20 @@ class Reader(Protocol):
 
 
 class Evaluator(nn.Module):
-    """Measures of what a generator paints for a batch, each (batch,): means over `tries` pictures of each product.
+    """Measures of the images that a generator makes for a batch, each (batch,): means over `tries` images per product.
 
-    availability: share to which the judge gives p(available) >= `threshold`. attribute_accuracy: share of the
-    `attributes` named in the prompt that the reader finds. diversity: `within_prompt_diversity` in the reader's
+    availability: share with p(available) >= `threshold` according to the judge. attribute_accuracy: share of the
+    `attributes` named in the prompt that the reader recognizes. diversity: `within_prompt_diversity` in the reader's
     features, between_prompts: `between_prompt_diversity` in them, over the products of the batch; dissimilarity:
-    `within_prompt_dissimilarity` of the pictures themselves. Pictures depend on (seed, key) alone.
+    `within_prompt_dissimilarity` of the images themselves. Images depend on (seed, key) alone.
 
     Args:
         judge: a reward whose value is log p(available), of checkpoints that no reward uses; None: not measured.
         reader: None: neither attributes nor diversity in its features are measured.
-        attributes: of the reader's, those that count, as it may know some better than others; None: all.
-        tries: pictures of each product, at least 2.
+        attributes: those of the reader's that are measured, as it may recognize some better than others; None: all.
+        tries: images per product, at least 2.
         threshold: of the judge's p(available).
-        seed: of the first try; above those that training uses up.
+        seed: of the first image of a product; larger than all seeds used in training.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class Evaluator(nn.Module):
             raise ValueError(f"tries={tries} must be at least 2, or there is no diversity.")
         self.tries, self.threshold, self.seed, self.judge = tries, threshold, seed, judge
         if not isinstance(reader, Reader | None):
-            raise ValueError(f"reader is a {type(reader).__name__}, which reads no attributes.")
+            raise ValueError(f"reader is a {type(reader).__name__}, which is no attribute reader.")
         self.reader = reader
         known = [] if reader is None else [*reader.attributes]
         self.attributes = known if attributes is None else list(attributes)
         if foreign := sorted(set(self.attributes) - set(known)):
-            raise ValueError(f"The reader reads no {', '.join(foreign)}; it reads {', '.join(known) or 'nothing'}.")
+            raise ValueError(f"The reader has no attribute {', '.join(foreign)}; it has {', '.join(known) or 'none'}.")
         if maps := sorted(self.fields & {"depth", "saliency"}):
-            raise ValueError(f"The judge needs {', '.join(maps)} of a painted picture: make it maps=detached.")
+            raise ValueError(f"The judge needs {', '.join(maps)} of a generated image: set maps=detached for it.")
         self.requires_grad_(False)
 
     @property
@@ -79,26 +79,26 @@ class Evaluator(nn.Module):
     def forward(
         self, generator: Generator, batch: Batch, reward: Reward | None = None
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """The measures by name, `reward`'s value among them, and the pictures (tries, batch, 3, height, width)."""
-        pictures = torch.stack(
+        """The measures by name, `reward`'s value among them, and the images (tries, batch, 3, height, width)."""
+        tries = torch.stack(
             [generator.sample(generator.encode(batch, self.seed + number)) for number in range(self.tries)]
         )
         found: dict[str, list[Tensor]] = {}
         features = []
-        for images in pictures:
+        for images in tries:
             if reward is not None:
                 found.setdefault("reward", []).append(reward(images, {f: batch[f] for f in reward.fields}).value)
             if self.judge is not None:
-                said = self.judge(images, {field: batch[field] for field in self.judge.fields}).value
-                found.setdefault("availability", []).append((said.exp() >= self.threshold).float())
+                log_p = self.judge(images, {field: batch[field] for field in self.judge.fields}).value
+                found.setdefault("availability", []).append((log_p.exp() >= self.threshold).float())
             if self.reader is not None:
                 followed = self.reader.followed(images, batch["prompt"])
                 counted = torch.stack([followed[name] for name in self.attributes])
                 found.setdefault("attribute_accuracy", []).append(counted.nanmean(dim=0))
                 features.append(self.reader.net.features(images))
         measures = {name: torch.stack(values).mean(dim=0) for name, values in found.items()}
-        measures["dissimilarity"] = within_prompt_dissimilarity(pictures)
+        measures["dissimilarity"] = within_prompt_dissimilarity(tries)
         if features:
             measures["diversity"] = within_prompt_diversity(torch.stack(features))
             measures["between_prompts"] = between_prompt_diversity(torch.stack(features))
-        return measures, pictures
+        return measures, tries

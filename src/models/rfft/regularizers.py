@@ -1,4 +1,4 @@
-"""What keeps a tuned generator near the one it was: penalties on the noise that both see in the same latents x_t.
+"""Penalties for the distance of a tuned generator from its reference, on the noise that both predict for latents x_t.
 
 Du et al., ECCV 2024, arXiv 2408.00418: F_total = F_AC + beta L. A pair is (text, uncond), the noise predicted with and
 without the prompt, each (batch, channels, h, w); a = alpha_bar of the step; s = guidance scale. Sums over a picture's
@@ -13,7 +13,7 @@ from torch import Tensor
 from src.build import loadable
 
 Pair = tuple[Tensor, Tensor]
-REDUCTIONS = ("mean", "sum")  # over the latents of a picture
+REDUCTIONS = ("mean", "sum")  # over the latents of an image
 
 
 @loadable
@@ -27,11 +27,11 @@ class Regularizer(ABC):
 
     @abstractmethod
     def __call__(self, tuned: Pair, reference: Pair, a: float, s: float) -> Tensor:
-        """The penalty of each picture, (batch,), float32, at least 0, and 0 where both pairs are equal."""
+        """The penalty of each image, (batch,), float32, at least 0, and 0 where both pairs are equal."""
 
 
 class NoRegularizer(Regularizer):
-    """Nothing holds the generator: F_total = F_AC (the paper's Fig. 5a)."""
+    """No penalty: F_total = F_AC (the paper's Fig. 5a)."""
 
     def __init__(self) -> None:
         super().__init__(0.0)
@@ -65,7 +65,7 @@ class KL(Regularizer):
 
 
 class ConsistentCondition(Regularizer):
-    """L_CC: the text's direction, text - uncond, stays; what moves both alike is free.
+    """L_CC: keeps the direction of the text, text - uncond; a shift common to both is free.
 
     `form` "paper": the Euclidean norm of the difference of -(text - uncond) / sqrt(1 - a), the implicit classifier's
     gradient; over the latents' sum, or root mean square with reduction "mean". "authors": the mean (or sum) of squares

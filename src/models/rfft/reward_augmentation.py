@@ -1,6 +1,6 @@
-"""What a reward is shown of a picture while it teaches: the picture itself, or random views of it.
+"""Random augmentation of the images that a reward scores in training.
 
-A small net is easy to fool by textures made against it; what fools it must survive a shift, a blur and some noise.
+Small reward networks are easily fooled by adversarial textures; few of them survive a shift, a blur and noise.
 """
 
 import math
@@ -17,10 +17,10 @@ from src.data.batch import Batch
 
 @loadable
 class RewardAugmentation:
-    """`number` random views of each picture; 0: the picture as it is.
+    """`number` random views of each image; 0: the unchanged image.
 
     A view is shifted by up to `shift` pixels across and down, with the product; blurred by a Gaussian of up to `blur`
-    pixels' deviation; and noise of up to `noise` deviation (pictures go from 0 to 1) is added.
+    pixels' deviation; and noise of up to `noise` deviation (images go from 0 to 1) is added.
 
     Raises ValueError for a negative number.
     """
@@ -31,21 +31,21 @@ class RewardAugmentation:
                 raise ValueError(f"reward_augmentation: {name}={value} must not be negative.")
         self.number, self.shift, self.blur, self.noise = number, shift, blur, noise
 
-    def __call__(self, pictures: Tensor, fields: Batch, chances: Sequence[torch.Generator]) -> tuple[Tensor, Batch]:
-        """The views (number * batch, 3, h, w) of pictures (batch, 3, h, w) in [0, 1], and the fields that go along.
+    def __call__(self, images: Tensor, fields: Batch, chances: Sequence[torch.Generator]) -> tuple[Tensor, Batch]:
+        """The views (number * batch, 3, h, w) of images (batch, 3, h, w) in [0, 1], and the fields that go along.
 
-        `chances`: the CPU's random numbers for each picture, which alone its views depend on.
+        `chances`: a CPU random generator per image, on which alone its views depend.
         """
         if not self.number:
-            return pictures, fields
-        with torch.autocast(pictures.device.type, enabled=False):  # bfloat16 would tell shifts to half a pixel
-            return self._views(pictures, fields, chances)
+            return images, fields
+        with torch.autocast(images.device.type, enabled=False):  # bfloat16 resolves shifts to half a pixel only
+            return self._views(images, fields, chances)
 
-    def _views(self, pictures: Tensor, fields: Batch, chances: Sequence[torch.Generator]) -> tuple[Tensor, Batch]:
+    def _views(self, images: Tensor, fields: Batch, chances: Sequence[torch.Generator]) -> tuple[Tensor, Batch]:
         seen, moved = [], []
         for _ in range(self.number):
-            shift, blurs, noise = self._draw(pictures, chances)
-            view = shifted(pictures, shift, "border")
+            shift, blurs, noise = self._draw(images, chances)
+            view = shifted(images, shift, "border")
             view = torch.stack([blurred(*pair) for pair in zip(view, blurs, strict=True)])
             seen.append((view + noise).clamp(0, 1))
             moved.append(
@@ -57,35 +57,35 @@ class RewardAugmentation:
         }
         return torch.cat(seen), joined
 
-    def _draw(self, pictures: Tensor, chances: Sequence[torch.Generator]) -> tuple[Tensor, list[float], Tensor]:
-        """Shift (batch, 2), deviations of the blur and noise like the pictures, each row from its own chance."""
+    def _draw(self, images: Tensor, chances: Sequence[torch.Generator]) -> tuple[Tensor, list[float], Tensor]:
+        """Shift (batch, 2), deviations of the blur and noise like the images, each row from its own chance."""
         drawn = [torch.rand(4, generator=chance) for chance in chances]
         shift = torch.stack([self.shift * (2 * row[:2] - 1) for row in drawn])
         noise = torch.stack(
             [
-                self.noise * row[3] * torch.randn(pictures.shape[1:], generator=chance)
+                self.noise * row[3] * torch.randn(images.shape[1:], generator=chance)
                 for row, chance in zip(drawn, chances, strict=True)
             ]
         )
-        return shift, [self.blur * float(row[2]) for row in drawn], noise.to(pictures)
+        return shift, [self.blur * float(row[2]) for row in drawn], noise.to(images)
 
 
-def blurred(picture: Tensor, deviation: float) -> Tensor:
-    """A picture (channels, h, w), blurred by a Gaussian of so many pixels; at most 0.1 changes nothing."""
+def blurred(image: Tensor, deviation: float) -> Tensor:
+    """An image (channels, h, w), blurred by a Gaussian of this standard deviation in px; up to 0.1: unchanged."""
     if deviation <= 0.1:
-        return picture
+        return image
     side = 2 * math.ceil(2.5 * deviation) + 1
-    return gaussian_blur(picture, [side, side], [deviation, deviation])
+    return gaussian_blur(image, [side, side], [deviation, deviation])
 
 
-def shifted(pictures: Tensor, shift: Tensor, beyond: str) -> Tensor:
-    """Pictures (batch, channels, h, w), each moved right and down by its `shift` (batch, 2) in pixels, bilinear.
+def shifted(images: Tensor, shift: Tensor, beyond: str) -> Tensor:
+    """Images (batch, channels, h, w), each moved right and down by its `shift` (batch, 2) in pixels, bilinear.
 
-    `beyond`: what comes in from outside, "zeros" or the "border".
+    `beyond`: the padding, "zeros" or "border".
     """
-    height, width = pictures.shape[-2:]
+    height, width = images.shape[-2:]
     scale = torch.tensor([2 / width, 2 / height])
-    affine = torch.eye(2, 3).repeat(len(pictures), 1, 1)
+    affine = torch.eye(2, 3).repeat(len(images), 1, 1)
     affine[:, :, 2] = -shift * scale
-    grid = F.affine_grid(affine.to(pictures), list(pictures.shape), align_corners=False)
-    return F.grid_sample(pictures, grid, padding_mode=beyond, align_corners=False)
+    grid = F.affine_grid(affine.to(images), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode=beyond, align_corners=False)

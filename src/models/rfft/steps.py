@@ -13,7 +13,7 @@ from src.diffusion.late_steps import late
 
 
 class Window(NamedTuple):
-    """The gradient flows through steps start, ..., stop - 1; the picture is the x0-hat of the last of them."""
+    """The gradient flows through steps start, ..., stop - 1; the image is the x0-hat of the last of them."""
 
     start: int
     stop: int

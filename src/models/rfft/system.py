@@ -1,7 +1,7 @@
-"""RFFT: tunes a generator with the gradient of any reward, at late denoising steps, near to what it was.
+"""RFFT: tunes a generator with the gradient of any reward at late denoising steps, regularized towards its reference.
 
-Du et al., "Towards Reliable Advertising Image Generation Using Human Feedback", ECCV 2024, arXiv 2408.00418, and its
-peers by other words: ReFL (guidance_gradient=off, hinge), DRaFT-K and AlignProp (steps).
+Du et al., "Towards Reliable Advertising Image Generation Using Human Feedback", ECCV 2024, arXiv 2408.00418, and
+related methods by settings: ReFL (guidance_gradient=off, hinge), DRaFT-K and AlignProp (steps).
 """
 
 from contextlib import nullcontext
@@ -26,23 +26,23 @@ GUIDANCE_GRADIENTS = ("both", "text", "off")
 
 
 class RFFT(EvaluatedTuner):
-    """Reward fine-tuning: F_total = -mean(value) + beta * regularizer, of pictures that the generator is painting.
+    """Reward fine-tuning: F_total = -mean(value) + beta * regularizer, of images that the generator makes.
 
-    A rollout without gradient leads to a late step; there the noise is predicted once more with gradient, the picture
-    estimated (x0-hat), decoded, the product pasted, and shown to the reward. Regularizer and reference see the same
+    A rollout without gradient leads to a late step; there the noise is predicted once more with gradient, the image
+    estimated (x0-hat), decoded, the product pasted, and scored by the reward. Regularizer and reference get the same
     latents: the rollout's own, after the inpainting blend. (The article forms x0-hat from x_{t+1} and writes CC and KL
     at x_t: here one latent, that of x0-hat, and one forward pass serve all.)
 
     Args:
-        evaluator: who measures what is painted for validation and test products.
-        reward_augmentation: of the picture, which the reward is shown in training.
+        evaluator: measures the images generated for validation and test products.
+        reward_augmentation: of the images that the reward scores in training.
         trainable: "controlnet" (the paper's), "unet", "unet_lora" or "controlnet_lora".
         guidance_gradient: through "both" branches of the guided noise, through the "text" one alone, or "off": no
             guidance in the step with gradient, as ReFL has it.
-        hinge: the loss of a picture is max(0, hinge - value) (ReFL's shape), so that good pictures pull no more; None:
+        hinge: the loss of an image is max(0, hinge - value) (ReFL's shape), so that good images have no gradient; None:
             -value.
-        precise: with a regularizer, predict the noise in the step with gradient in float32 under bf16-mixed too: a
-            generator's small distance from its reference is less than what bfloat16 rounds away. On a GPU float32 is
+        precise: with a regularizer, predict the noise in the step with gradient in float32 under bf16-mixed too: the
+            small distance of a generator from its reference is less than the rounding of bfloat16. On a GPU float32 is
             TF32 unless torch is told otherwise.
         checkpointing: compute activations of the step with gradient twice instead of keeping them.
         gradients_every: optimizer steps between two batches whose gradients of the reward and of the regularizer
@@ -56,8 +56,8 @@ class RFFT(EvaluatedTuner):
     """
 
     about: ClassVar = {
-        "use": "Painting backgrounds around products, as the generator that it was tuned from.",
-        "limits": "Tuned to please one reward: look at the pictures and at the judge's opinion, not at the reward's.",
+        "use": "Generating backgrounds around products, like the generator that it was tuned from.",
+        "limits": "Tuned for one reward, which it may exploit: judge it by its images and the held-out evaluators.",
         "load": "from src.diffusion.generator import load_generator\n\n"
         'generator = load_generator("path/of/this/folder")  # in diffusers: controlnet_conditioning_scale=1.0',
     }
@@ -96,7 +96,7 @@ class RFFT(EvaluatedTuner):
         if guidance_gradient not in GUIDANCE_GRADIENTS:
             raise ValueError(f"guidance_gradient={guidance_gradient}: choose one of {', '.join(GUIDANCE_GRADIENTS)}.")
         if own := reward.fields & {"depth", "saliency", "image"}:
-            raise ValueError(f"{type(reward).__name__} takes {', '.join(sorted(own))} from the batch, not the picture.")
+            raise ValueError(f"{type(reward).__name__} takes {', '.join(sorted(own))} from the batch, not the image.")
         self.regularizer, self.steps, self.reward_augmentation = (
             regularizer,
             steps,
@@ -124,12 +124,12 @@ class RFFT(EvaluatedTuner):
     def training_step(self, batch: Batch) -> Tensor:
         step = self.trainer.global_step
         first, self.begun = step != self.begun, step  # the first of the batches accumulated in a step
-        looks, size = self.looks(batch, (self.seed << 32) + step), len(batch["key"])
+        scores, size = self.rollout_scores(batch, (self.seed << 32) + step), len(batch["key"])
         reward, penalty = (
-            torch.stack(term).mean() for term in zip(*[self.losses(*pair) for pair in looks], strict=True)
+            torch.stack(term).mean() for term in zip(*[self.losses(*pair) for pair in scores], strict=True)
         )
-        values = torch.cat([score.value for score, _ in looks])
-        parts = {name: torch.cat([score.parts[name] for score, _ in looks]).mean() for name in looks[0][0].parts}
+        values = torch.cat([score.value for score, _ in scores])
+        parts = {name: torch.cat([score.parts[name] for score, _ in scores]).mean() for name in scores[0][0].parts}
         self.log("train/reward", values.mean(), prog_bar=True, batch_size=size)
         self.log_dict({f"train/reward_{name}": value for name, value in parts.items()}, batch_size=size)
         self.log("train/regularizer", penalty, prog_bar=True, batch_size=size)
@@ -157,19 +157,21 @@ class RFFT(EvaluatedTuner):
             for logger in self.loggers:
                 logger.log_metrics(found, step)
 
-    def looks(self, batch: Batch, seed: int) -> list[tuple[Score, Tensor]]:
+    def rollout_scores(self, batch: Batch, seed: int) -> list[tuple[Score, Tensor]]:
         """The reward and the penalty, (batch,), in every window of one rollout from noise of (seed, key)."""
         conditions = self.net.encode(batch, seed)
         x, at, found = conditions.noise, 0, []
         for window in self.steps(self.net.num_steps, seeded_generator(seed, "steps")):
-            with torch.no_grad(), self.trainable.quick():
+            with torch.no_grad(), self.trainable.low_precision():
                 x = self.net.rollout(conditions, window.start, at, x)
             at = window.start
-            found.append(self.look(x, window, conditions, batch, seed))
+            found.append(self.window_score(x, window, conditions, batch, seed))
         return found
 
-    def look(self, x: Tensor, window: Window, conditions: Conditions, batch: Batch, seed: int) -> tuple[Score, Tensor]:
-        """The reward of the picture that a window of steps from latents x estimates, and the penalty, (batch,)."""
+    def window_score(
+        self, x: Tensor, window: Window, conditions: Conditions, batch: Batch, seed: int
+    ) -> tuple[Score, Tensor]:
+        """The reward of the image that a window of steps from latents x estimates, and the penalty, (batch,)."""
         penalty, clean = x.new_zeros(len(x)), x
         for i in range(window.start, window.stop):
             with torch.autocast(x.device.type, enabled=False) if self.precise else nullcontext():
@@ -186,9 +188,9 @@ class RFFT(EvaluatedTuner):
             clean = self.net.estimate(x, eps, i)
             if i + 1 < window.stop:
                 x = self.net.step(x, eps, i, conditions)
-        seen: dict[str, Any] = {field: batch[field] for field in self.reward.fields}
+        fields: dict[str, Any] = {field: batch[field] for field in self.reward.fields}
         chances = [seeded_generator(seed, f"{key} view {window.start}") for key in batch["key"]]
-        views = self.reward_augmentation(self.net.picture(clean, conditions), seen, chances)
+        views = self.reward_augmentation(self.net.picture(clean, conditions), fields, chances)
         return self.reward(*views), penalty / (window.stop - window.start)
 
     def noise(self, x: Tensor, i: int, conditions: Conditions) -> tuple[Tensor, Tensor]:

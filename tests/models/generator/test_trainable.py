@@ -117,17 +117,17 @@ def test_diffusers_opens_the_adapters_of_the_unet(tmp_path):
 
 @pytest.mark.parametrize("precise", [False, True])
 @pytest.mark.parametrize("name", ["controlnet", "unet_lora"])
-def test_halved_weights_paint_nearly_the_same_and_come_back_to_the_bit(name, precise):
+def test_bf16_weights_paint_nearly_the_same_and_come_back_to_the_bit(name, precise):
     trainable, batch = Trainable(tiny.generator(), name, rank=2), tiny.ads(1)
     trainable.keep_reference()
     before, trained = weights(trainable), trainable.weights()
 
     def painted() -> torch.Tensor:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=False), trainable.quick():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=False), trainable.low_precision():
             return trainable.generator.sample(trainable.generator.encode(batch))
 
     whole = painted()
-    trainable.halve(precise)
+    trainable.cast_frozen_to_bf16(precise)
     held = {key: weight.dtype for key, weight in trainable.generator.named_parameters()}
     kept = {key for key in held if key in trained or (precise and key.startswith(("unet", "controlnet")))}
     assert {held[key] for key in kept} == {torch.float32}
@@ -140,14 +140,14 @@ def test_halved_weights_paint_nearly_the_same_and_come_back_to_the_bit(name, pre
     with trainable.reference():
         torch.testing.assert_close(painted(), whole, atol=0.05, rtol=0)
     assert (painted() - whole).abs().max() > 0.05
-    with trainable.quick():
+    with trainable.low_precision():
         assert trainable.generator.controlnet.dtype == torch.bfloat16
         assert not precise or trainable.generator.unet.dtype == torch.bfloat16
     assert all(a is b for a, b in zip(trainable.weights().values(), trained.values(), strict=True))
     with torch.no_grad():
         for weight in trained.values():
             weight.sub_(0.5)
-    trainable.widen()
+    trainable.restore_float32()
     now = weights(trainable)
     assert all(torch.equal(now[key], before[key]) for key in before if key not in trained)
     assert {weight.dtype for weight in now.values()} == {torch.float32}
@@ -155,12 +155,12 @@ def test_halved_weights_paint_nearly_the_same_and_come_back_to_the_bit(name, pre
 
 def test_a_copy_is_as_the_weights_are_now_however_they_changed():
     trainable = Trainable(tiny.generator(), "controlnet")
-    trainable.halve()
+    trainable.cast_frozen_to_bf16()
     weight = next(iter(trainable.weights().values()))
     optimizer = torch.optim.AdamW([weight], lr=0.5, weight_decay=0.0, fused=True)  # changes weights unseen by autograd
     was = float(weight.detach().flatten()[0])
     weight.grad = torch.ones_like(weight)
     optimizer.step()
-    with trainable.quick():
+    with trainable.low_precision():
         now = float(next(trainable.generator.controlnet.parameters()).flatten()[0])
     assert now == pytest.approx(was - 0.5, abs=4e-3)

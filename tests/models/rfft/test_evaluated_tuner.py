@@ -69,7 +69,7 @@ def saved(guidance_gradient, regularizer=None):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        system.looks({**tiny.ads(2), "title": ["a", "b"]}, 0)
+        system.rollout_scores({**tiny.ads(2), "title": ["a", "b"]}, 0)
     return count
 
 

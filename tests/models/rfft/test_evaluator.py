@@ -77,12 +77,12 @@ def test_the_pictures_are_the_same_again_and_for_a_part_of_the_batch(folders):
 
 def test_unfit_members_are_refused(folders):
     unfit: list[tuple[dict[str, Any], str]] = [
-        ({"judge": RFNetReward(**folders["judge"], maps="batch")}, "needs depth, saliency of a painted picture"),
-        ({"reader": load(folders["judge"]["checkpoint"])}, "reader is a RFNetSystem, which reads no attributes"),
+        ({"judge": RFNetReward(**folders["judge"], maps="batch")}, "needs depth, saliency of a generated image"),
+        ({"reader": load(folders["judge"]["checkpoint"])}, "reader is a RFNetSystem, which is no attribute reader"),
         ({"tries": 1}, "tries=1 must be at least 2"),
         (
             {"reader": read(folders["reader"]), "attributes": ["floor"]},
-            "The reader reads no floor; it reads wall, light",
+            "The reader has no attribute floor; it has wall, light",
         ),
     ]
     for words, told in unfit:

@@ -70,7 +70,7 @@ def total(system: RFFT, batch: Batch, window: Window, seed: int = 0) -> Tensor:
     conditions = system.net.encode(batch, seed)
     with torch.no_grad():
         x = system.net.rollout(conditions, window.start)
-    reward, penalty = system.losses(*system.look(x, window, conditions, batch, 0))
+    reward, penalty = system.losses(*system.window_score(x, window, conditions, batch, 0))
     return reward + system.regularizer.beta * penalty
 
 
@@ -156,7 +156,7 @@ def test_the_gradient_of_the_whole_loss_is_that_of_finite_differences(trainable,
 
     def loss() -> Tensor:
         conditions = system.net.encode(batch)
-        reward, penalty = system.losses(*system.look(x, window, conditions, batch, 0))
+        reward, penalty = system.losses(*system.window_score(x, window, conditions, batch, 0))
         return reward + regularizer.beta * penalty
 
     slope = sum(float((g * d).sum()) for g, d in zip(torch.autograd.grad(loss(), weights), direction, strict=True))
@@ -177,8 +177,8 @@ def test_at_the_reference_the_penalty_is_zero_and_away_from_it_not_and_the_refer
         conditions = system.net.encode(batch)
         with torch.no_grad():
             x = system.net.rollout(conditions, 4)
-        assert torch.equal(system.look(x, window, conditions, batch, 0)[1], torch.zeros(2))
-        _, penalty = shaken(system).look(x, window, conditions, batch, 0)
+        assert torch.equal(system.window_score(x, window, conditions, batch, 0)[1], torch.zeros(2))
+        _, penalty = shaken(system).window_score(x, window, conditions, batch, 0)
         assert (penalty > 1e-9).all()
         copies = [weight for name, weight in system.named_parameters() if ".was." in name]
         assert bool(copies) == (not trainable.endswith("_lora"))
@@ -206,7 +206,7 @@ def test_both_models_see_the_rollouts_own_latents_and_the_reference_leaves_no_tr
         known = system.net.noise(x, window.start, conditions)
         with system.trainable.reference():
             was = system.net.noise(x, window.start, conditions)
-    score, penalty = system.look(x, window, conditions, batch, 0)
+    score, penalty = system.window_score(x, window, conditions, batch, 0)
     steps = range(window.start, window.stop)
     assert [a for _, _, a, _ in spy.asked] == [system.net.alpha_bars[i] for i in steps]
     assert all(s == 2.0 for *_, s in spy.asked)
@@ -339,9 +339,9 @@ def test_a_step_has_one_seed_when_the_batches_of_an_epoch_do_not_fill_it():
     class Seeds(RFFT):
         seen: ClassVar[list[int]] = []
 
-        def looks(self, batch: Batch, seed: int) -> list[tuple[Score, Tensor]]:
+        def rollout_scores(self, batch: Batch, seed: int) -> list[tuple[Score, Tensor]]:
             self.seen.append(seed)
-            return super().looks(batch, seed)
+            return super().rollout_scores(batch, seed)
 
     source = Showroom({"train": 6}, size=tiny.SIZE, holds=["product", "prompt", "title"])
     system = Seeds(tiny.generator(), Redness(), NoRegularizer(), LateRandom(1 / 3), seed=1)
@@ -356,7 +356,7 @@ def test_under_bf16_with_clipping_the_rollout_has_the_weights_of_now():
     class Watch(L.Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             own = next(system.net.controlnet.parameters()).detach().bfloat16()
-            with system.trainable.quick():
+            with system.trainable.low_precision():
                 assert torch.equal(next(system.net.controlnet.parameters()), own)
             changes.append(float((own - start.bfloat16()).abs().max()))
 
@@ -404,7 +404,7 @@ def saved_elements(system: RFFT, window: Window) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        system.looks(ads(1), 0)
+        system.rollout_scores(ads(1), 0)
     return count
 
 
@@ -652,7 +652,7 @@ def test_rfnet_tunes_too_with_the_maps_of_the_painted_picture(tmp_path):
     batch = ads() | {"depth": torch.zeros(2, 1, 64, 64), "image": torch.zeros(2, 3, 64, 64)}
     total(system, batch, Window(4, 5)).backward()
     assert all(weight.grad is not None for weight in system.trainable.weights().values())
-    with pytest.raises(ValueError, match="takes depth, saliency from the batch, not the picture"):
+    with pytest.raises(ValueError, match="takes depth, saliency from the batch, not the image"):
         rfft(reward=RFNetReward(**nets.rfnet(tmp_path / "other"), maps="batch"))
     with pytest.raises(ValueError, match="guidance_gradient=none: choose one of both, text, off"):
         rfft(guidance_gradient="none")
@@ -667,10 +667,10 @@ def test_near_the_reference_the_penalty_of_bf16_is_that_of_float32(trainable, re
         torch.manual_seed(0)  # of the adapters
         system = shaken(rfft(regularizer, trainable=trainable, precise=bool(precise)), 1e-3)
         if precise is not None:
-            system.trainable.halve(system.precise)
+            system.trainable.cast_frozen_to_bf16(system.precise)
         conditions = system.net.encode(batch)
         with torch.autocast("cpu", torch.bfloat16, enabled=precise is not None, cache_enabled=False):
-            _, found = system.look(conditions.noise, window, conditions, batch, 0)
+            _, found = system.window_score(conditions.noise, window, conditions, batch, 0)
         found.sum().backward()
         return found.detach(), torch.cat(
             [w.grad.flatten() for w in system.trainable.weights().values() if w.grad is not None]
