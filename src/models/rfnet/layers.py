@@ -1,4 +1,4 @@
-"""The parts of RFNet: titles to tokens, and the filter of a title's words by its product."""
+"""The title encoder and the feature filter of RFNet."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from src.build import loadable
 from src.runtime.checkpoint import located
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the forks of a data loader
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork by a data loader
 
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 
@@ -57,7 +57,7 @@ class TitleEncoder(nn.Module):
         if os.path.isdir(place):
             for files in (("config.json",), ("tokenizer_config.json",), VOCABULARIES):
                 if not any(os.path.isfile(os.path.join(place, file)) for file in files):
-                    raise ValueError(f"{place} is no complete folder of a text encoder: {files[0]} is missing.")
+                    raise ValueError(f"{place} is not a complete text encoder folder: {files[0]} is missing.")
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(place)
             config, unknown = AutoConfig.from_pretrained(place, return_unused_kwargs=True, **(settings.options or {}))
@@ -73,7 +73,7 @@ class TitleEncoder(nn.Module):
         except OSError as error:
             raise ValueError(f"text_encoder {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
         except JSONDecodeError as error:
-            raise ValueError(f"{place}: a file of the tokenizer or its configuration is torn: {error}") from None
+            raise ValueError(f"{place}: a file of the tokenizer or the configuration is incomplete: {error}") from None
         vocabulary, limit = net.config.vocab_size, getattr(net.config, "max_position_embeddings", max_tokens)
         if len(self.tokenizer) > vocabulary or max_tokens > limit:
             raise ValueError(
@@ -92,13 +92,13 @@ class TitleEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def check(self, titles: Sequence[str]) -> None:
-        """Raises ValueError if the tokenizer does not know more than a fifth of what these titles say."""
+        """Raises ValueError if more than a fifth of the tokens of these titles are unknown to the tokenizer."""
         tokens = [token for ids in self.tokenizer(list(titles), add_special_tokens=False)["input_ids"] for token in ids]
         unknown = tokens.count(self.tokenizer.unk_token_id) / max(len(tokens), 1)
         if unknown > 0.2:
             raise ValueError(
                 f"{unknown:.0%} of the tokens of titles such as {titles[0]!r} are unknown to the text encoder's "
-                "tokenizer; model.text_encoder.name=NAME takes another, such as bert-base-chinese."
+                "tokenizer; set model.text_encoder.name to another, such as bert-base-chinese."
             )
 
     def forward(self, titles: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -113,18 +113,18 @@ class TitleEncoder(nn.Module):
         return self.norm(self.project(x)), mask == 0
 
     def noised(self, ids: Tensor) -> Tensor:
-        """Tokens (batch, words) with random words in place of a share `word_noise`; numbers and special ones stay."""
+        """Tokens (batch, words), a share `word_noise` replaced by random words, except numbers and special tokens."""
         chosen = torch.isin(ids, self.words) & (torch.rand(ids.shape, device=ids.device) < self.word_noise)
         other = self.words[torch.randint(len(self.words), ids.shape, device=ids.device)]
         return torch.where(chosen, other, ids)
 
 
 class FeatureFilter(nn.Module):
-    """The product's tokens with what the title says of them: the paper's feature filter module.
+    """The product's tokens, filtered by the title: the paper's feature filter module.
 
     e_f = Conv(Conv(CrossAttention(e_o, e_c)) * Conv(e_o)) + e_o, with query e_o and key = value = e_c; the
     convolutions are 1x1, that is linear per token. e_o (batch, positions, width), e_c (batch, words, width); True in
-    `padding` (batch, words) is no word.
+    `padding` (batch, words) marks padding.
     """
 
     def __init__(self, width: int, num_heads: int, dropout: float = 0.0) -> None:
@@ -135,15 +135,15 @@ class FeatureFilter(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, product: Tensor, title: Tensor, padding: Tensor) -> Tensor:
-        heard, _ = self.attention(product, title, title, key_padding_mask=padding, need_weights=False)
-        return self.out(self.title(heard) * self.product(product)) + product
+        attended, _ = self.attention(product, title, title, key_padding_mask=padding, need_weights=False)
+        return self.out(self.title(attended) * self.product(product)) + product
 
 
 @torch.no_grad()
 def ordinal_embeddings(weight: Tensor, vocabulary: Mapping[str, int]) -> None:
-    """Sets the rows of whole numbers > 0 to sines and cosines of their logarithm, in the deviation of the other rows.
+    """Sets the rows of integers > 0 to sines and cosines of their logarithm, with the other rows' standard deviation.
 
-    The frequencies go from 1/2 to 16 radians per e-fold: from 'small or large' to 'five per cent more'.
+    The frequencies are 1/2 to 16 radians per factor of e, so that both small and large ratios are resolved.
     """
     numbers = {
         int(word): row for word, row in vocabulary.items() if word.isascii() and word.isdigit() and int(word) > 0

@@ -1,4 +1,4 @@
-"""RFNet: the network that tells usable advertising images from four kinds of unusable ones.
+"""RFNet: a network that classifies advertising images as available or by what makes them unusable.
 
 Du et al., "Towards Reliable Advertising Image Generation Using Human Feedback", ECCV 2024, arXiv 2408.00418.
 """
@@ -41,11 +41,11 @@ class FusionSettings:
 
 
 class RFNet(nn.Module):
-    """Logits (batch, classes), float32, of a batch's `inputs`: float pictures in [0, 1] of any size, titles as str.
+    """Logits (batch, classes), float32, of a batch's `inputs`: float images in [0, 1] of any size, titles as str.
 
-    f = SelfAttention(Concat(e_f, e_g, e_d, e_s)), pooled and classified. The title reaches the result through the
-    product (`FeatureFilter`). Without a title e_f is e_o; without a product there is nothing to filter by, and the
-    title's own tokens join the others. The arguments are `RFNetSystem`'s.
+    f = SelfAttention(Concat(e_f, e_g, e_d, e_s)), pooled and classified. The title influences the result
+    through the product only (`FeatureFilter`). Without a title e_f = e_o; without a product the tokens of the title are
+    concatenated like those of an image. The arguments are `RFNetSystem`'s.
     """
 
     temperature: Tensor

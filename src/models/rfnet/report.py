@@ -1,4 +1,4 @@
-"""Pictures of what RFNet sees in an ad."""
+"""Figures of RFNet's predictions."""
 
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from src.figures.confusion import confusion_figure
 
 
 def attribution(system: Any, batch: Batch) -> Tensor:
-    """Where the picture decides: |input gradient| of the likeliest class, (batch, height, width) in [0, 1].
+    """Pixels that determine the prediction: |input gradient| of the likeliest class, (batch, height, width) in [0, 1].
 
-    Summed over colours (Simonyan et al. 2013), blurred, each picture scaled to its own 99th percentile.
+    Summed over colours (Simonyan et al. 2013), blurred, each image scaled to its own 99th percentile.
     """
     with torch.enable_grad():
         image = batch["image"].detach().clone().requires_grad_()
@@ -53,30 +53,30 @@ def draw_report(system: Any, data: Any, folder: Path, count: int = 10, among: in
 
 
 def ads_figure(system: Any, batch: Batch) -> Figure:
-    """A row per ad: its pictures, the picture with its `attribution`, the classes' probabilities and the title."""
+    """A row per ad: its images, the image with its `attribution`, the classes' probabilities and the title."""
     with torch.no_grad():
         probabilities = system.log_probabilities(batch).exp().cpu()
-    pictures = [field for field in ("image", "product", "depth", "saliency") if field in system.fields]
-    seen = attribution(system, batch).cpu() if "image" in pictures else None
-    columns = len(pictures) + (seen is not None) + 1
+    images = [field for field in ("image", "product", "depth", "saliency") if field in system.fields]
+    seen = attribution(system, batch).cpu() if "image" in images else None
+    columns = len(images) + (seen is not None) + 1
     size = len(probabilities)
     figure = Figure(figsize=(1.5 * columns + 3.2, 1.65 * size + 0.3), layout="constrained")
     axes: Any = figure.subplots(size, columns, squeeze=False, width_ratios=[1.0] * (columns - 1) + [1.6])
     for row in range(size):
-        for column, field in enumerate(pictures):
+        for column, field in enumerate(images):
             _show(axes[row, column], batch[field][row].cpu())
             axes[row, column].set_title(field if row == 0 else "", fontsize=8)
         if seen is not None:
-            axis = axes[row, len(pictures)]
+            axis = axes[row, len(images)]
             _show(axis, batch["image"][row].cpu().mean(dim=0, keepdim=True))
             axis.imshow(seen[row].numpy(), cmap="inferno", alpha=0.15 + 0.6 * seen[row].numpy(), vmin=0, vmax=1)
-            axis.set_title("what decides" if row == 0 else "", fontsize=8)
+            axis.set_title("attribution" if row == 0 else "", fontsize=8)
         _bars(axes[row, -1], probabilities[row], int(batch["label"][row]), system.classes, _title(batch, row))
     return figure
 
 
-def _show(axis: Any, picture: Tensor) -> None:
-    pixels = picture.clamp(0, 1).permute(1, 2, 0).numpy()
+def _show(axis: Any, image: Tensor) -> None:
+    pixels = image.clamp(0, 1).permute(1, 2, 0).numpy()
     axis.imshow(pixels if pixels.shape[2] > 1 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
     axis.set_xticks([])
     axis.set_yticks([])

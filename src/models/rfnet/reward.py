@@ -1,4 +1,4 @@
-"""RFNet as a reward: how sure it is that an advertising picture is usable (ECCV 2024, arXiv 2408.00418, F_AC)."""
+"""RFNet as a reward: log p(available) of an advertising image (ECCV 2024, arXiv 2408.00418, F_AC)."""
 
 from pathlib import Path
 
@@ -17,10 +17,10 @@ MAPS = ("computed", "detached", "batch")
 class RFNetReward(Reward):
     """log p(available), in (-inf, 0]; its mean negative is the paper's F_AC. Parts: the log-probability of every class.
 
-    `checkpoint`: RFNet's folder. `depth`, `saliency`: whatever `load_perception` takes; a map that RFNet was trained
-    without is not computed. `maps`: where the maps of the scored picture come from, which the paper leaves open.
-    "computed": from the picture, with gradient; "detached": from the picture, without gradient through the maps;
-    "batch": the batch's own depth and saliency, for pictures that come with them.
+    `checkpoint`: RFNet's folder. `depth`, `saliency`: see `load_perception`; a map that RFNet does not use is not
+    computed. `maps`: where the maps of the scored image come from, which the paper leaves open.
+    "computed": from the image, with gradient; "detached": from the image, without gradient through the maps;
+    "batch": the batch's own depth and saliency, for images that come with them.
     """
 
     def __init__(
@@ -49,9 +49,9 @@ class RFNetReward(Reward):
         self.freeze()
 
     def score(self, images: Tensor, batch: Batch) -> Score:
-        seen = {field: batch[field] for field in self.fields}
+        fields = {field: batch[field] for field in self.fields}
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.maps == "computed"):
-            seen |= {field: net(images) for field, net in self.perception.items()}
-        log_probabilities = self.rfnet.log_probabilities({**seen, "image": images})  # (batch, classes)
+            fields |= {field: net(images) for field, net in self.perception.items()}
+        log_probabilities = self.rfnet.log_probabilities({**fields, "image": images})  # (batch, classes)
         parts = dict(zip(self.rfnet.classes, log_probabilities.unbind(dim=1), strict=True))
         return Score(parts["available"], parts)

@@ -1,4 +1,4 @@
-"""RFNet, which tells usable advertising pictures from four kinds of unusable ones, and how it is trained.
+"""Training and evaluation of RFNet, which predicts the availability of advertising images.
 
 Du et al., "Towards Reliable Advertising Image Generation Using Human Feedback", ECCV 2024, arXiv 2408.00418.
 """
@@ -29,12 +29,11 @@ from src.runtime.system import System
 
 
 class RFNetSystem(System):
-    """RFNet: is an advertising picture usable, and if not, why; from picture, product, depth, saliency and title.
+    """RFNet: availability of an advertising image, or its fault, from image, product, depth, saliency and title.
 
     Args:
         classes: names in the order of the labels; one is "available".
-        inputs: what the net sees: product, image, depth, saliency, title. Fewer are ablations; [image] is a plain
-            classifier.
+        inputs: any of product, image, depth, saliency, title; [image] is a plain classifier.
         image_encoder: of image and product; map_encoder: of depth and saliency, None: they share the image encoder.
         fusion: feature filters, fusion and classifier.
         text_encoder: of the title; may be None without that input.
@@ -91,7 +90,7 @@ class RFNetSystem(System):
         self.calibration = "Not calibrated."
 
     def on_fit_start(self) -> None:
-        """Raises ValueError if the titles are in a language that the text encoder does not read."""
+        """Raises ValueError if the tokenizer does not know the language of the titles."""
         if "title" in self.net.inputs:
             rows = self.trainer.datamodule.split("train")  # pyright: ignore[reportAttributeAccessIssue]
             self.net.title.check([rows[index]["title"] for index in range(0, len(rows), -(-len(rows) // 50))])
@@ -101,7 +100,7 @@ class RFNetSystem(System):
         return self.net(batch)
 
     def log_probabilities(self, batch: Batch) -> Tensor:
-        """Calibrated log-probabilities (batch, classes), float32, differentiable in the pictures."""
+        """Calibrated log-probabilities (batch, classes), float32, differentiable in the images."""
         return F.log_softmax(self.net(batch) / self.net.temperature, dim=1)
 
     def _step(self, batch: Batch, split: str) -> Tensor:
@@ -134,7 +133,7 @@ class RFNetSystem(System):
 
     @torch.inference_mode()
     def predict(self, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-        """Uncalibrated logits (pictures, classes) and labels (pictures,), on the CPU, of batches on this device."""
+        """Uncalibrated logits (images, classes) and labels (images,), on the CPU, of batches on this device."""
         training = self.training
         self.eval()
         pairs = [(self.net(batch).cpu(), batch["label"].cpu()) for batch in batches]
@@ -143,28 +142,30 @@ class RFNetSystem(System):
         return torch.cat(logits), torch.cat(labels)
 
     def calibrate(self, batches: Iterable[Batch]) -> None:
-        """Sets the temperature that minimises the cross-entropy of `batches`, if it mends their calibration.
+        """Sets the temperature with the smallest calibration error on `batches`.
 
         See `temperature_errors`.
         """
         errors = temperature_errors(*self.predict(batches))
         best = min(errors, key=lambda temperature: errors[temperature])
         self.net.temperature.fill_(best)
-        told = ", ".join(f"{error:.3f} at {temperature:.2f}" for temperature, error in errors.items())
-        self.calibration = f"Temperature {best:.2f}, chosen on the validation split by its calibration error: {told}."
+        errors_text = ", ".join(f"{error:.3f} at {temperature:.2f}" for temperature, error in errors.items())
+        self.calibration = (
+            f"Temperature {best:.2f}, chosen on the validation split by its calibration error: {errors_text}."
+        )
 
     @property
     def card(self) -> dict[str, str]:
         """Texts of the model card."""
         return {
-            "use": "Telling which generated advertising pictures are usable, filtering them (`python -m src.score "
-            "reward=rfnet`), and as the reward that tunes a generator. It wants the product cut-out in its place on "
-            "the canvas, and the shop's title.",
-            "limits": "It knows the products, rooms and faults of the data below and no others; the recalls below tell "
-            "its weak classes. A small net can be fooled by patterns made against it: look at the pictures that a "
-            "tuned generator makes. test_perceived/ has the maps that the depth and saliency nets make of the picture, "
-            "as `src.score` and a reward have them; test/ has the data's own, which are exact there: expect the "
-            f"former. {self.calibration}",
+            "use": "Predicting which generated advertising images are usable, filtering them (`python -m src.score "
+            "reward=rfnet`), and as a reward for tuning a generator. It needs the product cut-out at its place on the "
+            "canvas and the product title.",
+            "limits": "It knows the products, rooms and faults of the data below only; the recalls below show its "
+            "weak classes. Small networks are easily fooled by adversarial patterns: inspect the images of a tuned "
+            "generator. test_perceived/ uses maps computed by the depth and saliency networks, like `src.score` and "
+            "the reward; test/ uses the exact maps of the data. Expect the former in practice. "
+            f"{self.calibration}",
         }
 
     def assets(self, folder: Path) -> dict[str, Any]:
@@ -180,7 +181,7 @@ class RFNetSystem(System):
         }
 
     def report(self, data: Any, folder: Path) -> list[Path]:
-        """Draws ten test ads as the net sees them, `ads.png`, and the test split's `confusion.png`."""
+        """Draws ten test ads with predictions, `ads.png`, and the test split's confusion matrix, `confusion.png`."""
         if "test" not in self.confusion:
             logits, labels = self.predict(data.batches("test", self.device))
             self.confusion["test"] = multiclass_confusion_matrix(logits, labels, num_classes=len(self.classes))
