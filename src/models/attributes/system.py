@@ -1,4 +1,4 @@
-"""What a picture of a room shows: a reader of the attributes that its prompt names, to measure prompt-following by."""
+"""A classifier of the room attributes that prompts name, to measure how well images follow their prompts."""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
@@ -27,7 +27,7 @@ def named(prompt: str, ends: Sequence[str], values: Sequence[str]) -> int:
 
 
 class AttributeNet(nn.Module):
-    """Features (batch, width) of pictures (batch, 3, height, width) in [0, 1], and logits of each attribute."""
+    """Features (batch, width) of images (batch, 3, height, width) in [0, 1], and logits of each attribute."""
 
     def __init__(self, sizes: Mapping[str, int], encoder: ImageEncoderSettings, width: int) -> None:
         super().__init__()
@@ -38,16 +38,16 @@ class AttributeNet(nn.Module):
         return self.encoder([images])[0].mean(dim=1)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        seen = self.features(images)
-        return {name: head(seen) for name, head in self.heads.items()}
+        features = self.features(images)
+        return {name: head(features) for name, head in self.heads.items()}
 
 
 class AttributeReader(System):
-    """Which wall, floor, light, ... a picture shows; with it one measures whether pictures follow their prompts.
+    """Classifies wall, floor, light, ... of an image; used to measure whether images follow their prompts.
 
     Args:
-        attributes: name to {ends, values}: what a prompt says of an attribute is the one of `values` that stands in the
-            clause ending in one of `ends`.
+        attributes: name to {ends, values}: the value of an attribute in a prompt is the one of `values` in the clause
+            that ends in one of `ends`.
         width: of the image features.
         flip: share of rows with left and right swapped.
         lr, weight_decay, warmup: see `src.runtime.schedules.adamw`.
@@ -57,8 +57,8 @@ class AttributeReader(System):
     targets = frozenset({"prompt"})
     monitor = ("val/accuracy", "max")
     card: ClassVar = {
-        "use": "Measuring whether generated pictures follow their prompts; not a reward.",
-        "limits": "It knows the words and rooms below; where data contradict their prompts it has learnt that too.",
+        "use": "Measuring whether generated images follow their prompts; not a reward.",
+        "limits": "It knows the words and rooms of the data below only, and learnt their contradictions too.",
     }
 
     def __init__(
@@ -83,18 +83,18 @@ class AttributeReader(System):
         return self.net(images)
 
     def labels(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """What the prompts name, (batch,) by attribute; -100 where they name nothing known."""
+        """The labels named by the prompts, (batch,) by attribute; -100 where a prompt names none."""
         return {
             name: torch.tensor([named(prompt, ends, values) for prompt in prompts], device=self.device)
             for name, (ends, values) in self.attributes.items()
         }
 
     def followed(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """1 where the picture shows what its prompt names, 0 where not, nan where nothing is named; (batch,) each."""
-        said, read = self.labels(prompts), self(images)
+        """1 where the image shows what its prompt names, 0 where not, nan where nothing is named; (batch,) each."""
+        labels, logits = self.labels(prompts), self(images)
         return {
-            name: torch.where(label < 0, torch.nan, (read[name].argmax(dim=1) == label).float())
-            for name, label in said.items()
+            name: torch.where(label < 0, torch.nan, (logits[name].argmax(dim=1) == label).float())
+            for name, label in labels.items()
         }
 
     def training_step(self, batch: Batch) -> Tensor:
@@ -106,7 +106,7 @@ class AttributeReader(System):
         return loss
 
     def loss(self, logits: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
-        """Mean cross-entropy of the attributes that the batch names; 0 if it names none."""
+        """Mean cross-entropy over the attributes named in the batch; 0 if there are none."""
         known = [name for name, label in labels.items() if (label >= 0).any()]
         losses = [F.cross_entropy(logits[name], labels[name], ignore_index=PADDING) for name in known]
         return torch.stack(losses or [0 * logit.sum() for logit in logits.values()]).mean()

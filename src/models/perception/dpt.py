@@ -1,6 +1,6 @@
 """DPT (Ranftl et al. 2021), the loss that trains it (MiDaS, Ranftl et al. 2020) and least-squares alignment.
 
-The net is transformers' `DPTForDepthEstimation`: pictures in, relative inverse depth (batch, height, width) out, larger
+The net is transformers' `DPTForDepthEstimation`: images in, relative inverse depth (batch, height, width) out, larger
 is nearer.
 """
 
@@ -53,7 +53,7 @@ def frozen_where_unused(net: DPTForDepthEstimation) -> DPTForDepthEstimation:
 
 
 def standardized(depth: Tensor) -> Tensor:
-    """(d - median) / mean |d - median| of each picture, all 0 where it is constant (Ranftl et al. 2020, eq. 5, 6)."""
+    """(d - median) / mean |d - median| of each image, all 0 where it is constant (Ranftl et al. 2020, eq. 5, 6)."""
     flat = depth.flatten(1)
     centred = flat - flat.median(dim=1, keepdim=True).values
     return (centred / centred.abs().mean(dim=1, keepdim=True).clamp_min(1e-6)).view_as(depth)
@@ -76,7 +76,7 @@ def depth_loss(prediction: Tensor, target: Tensor, gradient_weight: float = 0.5)
     """1/2 mean |R| + `gradient_weight` * `gradient_difference(R)`, a scalar >= 0.
 
     R = standardized(prediction) - standardized(target). Both are inverse depth (batch, 1, height, width); neither a
-    positive scale nor a shift of a picture changes the loss. A constant prediction costs 1/2 plus the gradient term.
+    positive scale nor a shift of an image changes the loss. A constant prediction costs 1/2 plus the gradient term.
     Ranftl et al., "Towards Robust Monocular Depth Estimation: Mixing Datasets for Zero-shot Cross-dataset Transfer",
     TPAMI 2020, eq. 7, 11 and 12.
     """
@@ -85,7 +85,7 @@ def depth_loss(prediction: Tensor, target: Tensor, gradient_weight: float = 0.5)
 
 
 def aligned(prediction: Tensor, target: Tensor) -> Tensor:
-    """`prediction` scaled (>= 0) and shifted, each picture by itself, to be nearest to `target` in least squares.
+    """`prediction` scaled (>= 0) and shifted, each image by itself, to be nearest to `target` in least squares.
 
     A negative scale would call far near, so an inverted prediction, like a constant one, becomes the target's mean.
     """

@@ -1,4 +1,4 @@
-"""What RFNet sees besides the picture: how near each pixel is (DPT) and how much it stands out (U2-Net)."""
+"""Depth (DPT) and saliency (U2-Net) of an image, inputs of RFNet."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -28,10 +28,10 @@ def unit_range(maps: Tensor) -> Tensor:
 
 
 class MaxFBeta(Metric):
-    """Largest F-beta over the 256 thresholds of an 8-bit map, of precision and recall averaged over pictures.
+    """Largest F-beta over the 256 thresholds of an 8-bit map, of precision and recall averaged over images.
 
     Achanta et al. 2009. In [0, 1], larger is better; beta^2 = 0.3 as is usual for saliency. A pixel is salient in the
-    target above 1/2. Pictures with no salient pixel have no recall and are left out; if all are, the value is nan.
+    target above 1/2. Images with no salient pixel have no recall and are left out; if all are, the value is nan.
     Precision of an empty prediction is 1.
     """
 
@@ -65,13 +65,13 @@ class MaxFBeta(Metric):
 
 
 class Perception(System):
-    """A net that turns pictures (batch, 3, height, width) in [0, 1] into one map (batch, 1, height, width) in [0, 1].
+    """A net that turns images (batch, 3, height, width) in [0, 1] into one map (batch, 1, height, width) in [0, 1].
 
-    The picture is resized to `image_size` squared and normalised by `mean` and `std` for the net, the map resized back;
+    The image is resized to `image_size` squared and normalised by `mean` and `std` for the net, the map resized back;
     all of it is differentiable. `lr` is the peak of `src.runtime.schedules.pace`.
     """
 
-    target: str  # the batch field that is learnt
+    target: str  # the batch field that is predicted
     fields: frozenset[str]
     targets: frozenset[str]
     metrics: nn.ModuleDict  # one ModuleDict of metrics for each of "val" and "test"
@@ -89,8 +89,8 @@ class Perception(System):
         self.metrics = nn.ModuleDict({split: nn.ModuleDict(self.new_metrics()) for split in ("val", "test")})
 
     @abstractmethod
-    def raw(self, pictures: Tensor) -> Tensor:
-        """The net's float32 output (batch, maps, image_size, image_size) for normalised pictures of that size."""
+    def raw(self, images: Tensor) -> Tensor:
+        """The net's float32 output (batch, maps, image_size, image_size) for normalised images of that size."""
 
     @abstractmethod
     def finish(self, raw: Tensor, size: Sequence[int]) -> Tensor:
@@ -107,18 +107,19 @@ class Perception(System):
     def update(self, metrics: nn.ModuleDict, prediction: Tensor, target: Tensor) -> None:
         """Adds finished maps and targets, both (batch, 1, height, width) in [0, 1], to the metrics."""
 
-    def look(self, images: Tensor) -> Tensor:
+    def checked_raw(self, images: Tensor) -> Tensor:
+        """`raw` of images (batch, 3, height, width) in [0, 1], resized and normalised."""
         if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"pictures must be (batch, 3, height, width), got {tuple(images.shape)}")
-        pictures = (resize(images, (self.image_size, self.image_size)) - self.mean) / self.std
-        return self.raw(pictures.contiguous(memory_format=torch.channels_last)).float()
+            raise ValueError(f"images must be (batch, 3, height, width), got {tuple(images.shape)}")
+        images = (resize(images, (self.image_size, self.image_size)) - self.mean) / self.std
+        return self.raw(images.contiguous(memory_format=torch.channels_last)).float()
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.finish(self.look(images), images.shape[-2:])
+        return self.finish(self.checked_raw(images), images.shape[-2:])
 
     def _step(self, batch: Batch, split: str) -> Tensor:
         images, target = batch["image"], batch[self.target]
-        raw = self.look(images)
+        raw = self.checked_raw(images)
         loss = self.loss(raw, resize(target, raw.shape[-2:]))
         self.log(f"{split}/loss", loss, batch_size=len(images), prog_bar=split == "train", sync_dist=split != "train")
         if split != "train":
@@ -136,7 +137,7 @@ class Perception(System):
 
 
 class Depth(Perception):
-    """Relative inverse depth by DPT (Ranftl et al. 2021): 1 = nearest, 0 = farthest point of each picture.
+    """Relative inverse depth by DPT (Ranftl et al. 2021): 1 = nearest, 0 = farthest point of each image.
 
     `pretrained` is a hub id or folder with weights ("Intel/dpt-large"); or else `config` holds `DPTConfig`'s arguments
     of a net that starts from nothing. Exactly one is given.
@@ -147,9 +148,9 @@ class Depth(Perception):
     targets = frozenset({"depth"})
     monitor = ("val/spearman", "max")
     card: ClassVar = {
-        "use": "RFNet's depth input where a picture comes without one; differentiable in the picture.",
-        "limits": "Relative inverse depth only: no metres, and the nearest point of every picture is 1. A net this "
-        "small knows rooms like those below; for photographs take a published DPT (`model.pretrained=`).",
+        "use": "RFNet's depth input where an image comes without one; differentiable in the image.",
+        "limits": "Relative inverse depth only: no metres, and the nearest point of every image is 1. A net this "
+        "small knows rooms like those below; for photographs use a published DPT (`model.pretrained=`).",
     }
 
     def __init__(
@@ -173,8 +174,8 @@ class Depth(Perception):
         self.gradient_weight = gradient_weight
         self.save_hyperparameters()
 
-    def raw(self, pictures: Tensor) -> Tensor:
-        return self.net(pictures).predicted_depth[:, None]
+    def raw(self, images: Tensor) -> Tensor:
+        return self.net(images).predicted_depth[:, None]
 
     def finish(self, raw: Tensor, size: Sequence[int]) -> Tensor:
         return unit_range(resize(raw, size))
@@ -185,7 +186,7 @@ class Depth(Perception):
     def new_metrics(self) -> dict[str, Metric]:
         """`mae` of the map as RFNet gets it, `aligned_mae` after least squares, `spearman` of near before far.
 
-        AbsRel and delta_1 are for metric depth: relative inverse depth has a 0 in every picture, by which they divide.
+        AbsRel and delta_1 are for metric depth: relative inverse depth has a 0 in every image, by which they divide.
         """
         return {"mae": MeanAbsoluteError(), "aligned_mae": MeanAbsoluteError(), "spearman": MeanMetric()}
 
@@ -213,7 +214,7 @@ class Saliency(Perception):
     targets = frozenset({"saliency"})
     monitor = ("val/max_f", "max")
     card: ClassVar = {
-        "use": "RFNet's saliency input where a picture comes without one; differentiable in the picture.",
+        "use": "RFNet's saliency input where an image comes without one; differentiable in the image.",
         "limits": "A net this small knows rooms like those below; for photographs take the authors' U2-Net weights, "
         "which load unchanged.",
     }
@@ -231,8 +232,8 @@ class Saliency(Perception):
         super().__init__(u2net(size), image_size, mean, std, lr, weight_decay, warmup)
         self.save_hyperparameters()
 
-    def raw(self, pictures: Tensor) -> Tensor:
-        return self.net(pictures)
+    def raw(self, images: Tensor) -> Tensor:
+        return self.net(images)
 
     def finish(self, raw: Tensor, size: Sequence[int]) -> Tensor:
         return resize(raw[:, :1], size).sigmoid()

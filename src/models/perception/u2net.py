@@ -1,4 +1,4 @@
-"""U2-Net, saliency maps from pictures.
+"""U2-Net, saliency maps from images.
 
 Qin et al., "U2-Net: Going Deeper with Nested U-Structure for Salient Object Detection", Pattern Recognition 2020. A
 U-Net whose eleven stages are U-Nets themselves. The state dict has the names of the authors' files, so `u2net.pth`
@@ -25,16 +25,16 @@ WIDTHS: dict[str, tuple[Widths, Widths]] = {
 DEPTHS = (7, 6, 5, 4, 4, 4)  # levels inside stages 1..6; stages 5 and 6 are dilated instead of pooled
 
 
-def resize_like(picture: Tensor, other: Tensor) -> Tensor:
-    """`picture` at the height and width of `other`, bilinear."""
-    if picture.shape[-2:] == other.shape[-2:]:
-        return picture
-    return F.interpolate(picture, size=other.shape[-2:], mode="bilinear", align_corners=False)
+def resize_like(image: Tensor, other: Tensor) -> Tensor:
+    """`image` at the height and width of `other`, bilinear."""
+    if image.shape[-2:] == other.shape[-2:]:
+        return image
+    return F.interpolate(image, size=other.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def halve(picture: Tensor) -> Tensor:
+def downsampled(image: Tensor) -> Tensor:
     """Half the height and width, rounded up, so that no border is lost at odd sizes."""
-    return F.max_pool2d(picture, 2, stride=2, ceil_mode=True)
+    return F.max_pool2d(image, 2, stride=2, ceil_mode=True)
 
 
 class ConvUnit(nn.Module):
@@ -73,7 +73,7 @@ class ResidualUBlock(nn.Module):
         skips = []
         for level in range(1, self.depth):
             if level > 1 and not self.dilated:
-                x = halve(x)
+                x = downsampled(x)
             x = getattr(self, f"rebnconv{level}")(x)
             skips.append(x)
         x = getattr(self, f"rebnconv{self.depth}")(x)
@@ -84,10 +84,10 @@ class ResidualUBlock(nn.Module):
 
 
 class U2Net(nn.Module):
-    """Saliency logits (batch, 7, height, width) of normalised pictures (batch, 3, height, width), any size.
+    """Saliency logits (batch, 7, height, width) of normalised images (batch, 3, height, width), any size.
 
     Channel 0 is the fused map, the result; channels 1 to 6 are the side maps of decoder stages 1..5 and encoder stage
-    6, which only the loss looks at. The authors' module returns the sigmoid of the same seven maps. `encoder` holds six
+    6, which only the loss uses. The authors' module returns the sigmoid of the same seven maps. `encoder` holds six
     and `decoder` five (inner, output) channel pairs, in the order of the forward pass: see `WIDTHS`.
     """
 
@@ -112,7 +112,7 @@ class U2Net(nn.Module):
         features = []
         x = images
         for stage in range(1, 7):
-            x = getattr(self, f"stage{stage}")(halve(x) if stage > 1 else x)
+            x = getattr(self, f"stage{stage}")(downsampled(x) if stage > 1 else x)
             features.append(x)
         sides = [self.get_submodule("side6")(x)]
         for stage in range(5, 0, -1):
