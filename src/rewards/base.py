@@ -1,4 +1,4 @@
-"""What every reward is: a frozen judge of pictures, differentiable in them, that any generator can be tuned with."""
+"""The reward interface: a frozen scorer of images, differentiable in them, with which any generator can be tuned."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from src.data.batch import Batch
 
 @dataclass(frozen=True)
 class Score:
-    """What a reward says of a batch of pictures.
+    """The scores of a batch of images.
 
-    value: float32 (batch,), larger is better, differentiable in the pictures.
+    value: float32 (batch,), higher is better, differentiable in the images.
     parts: float32 (batch,) each, for logs and tables.
     """
 
@@ -23,24 +23,24 @@ class Score:
 
 
 class Reward(nn.Module, ABC):
-    """A trained net's opinion of pictures: its weights are frozen, and it stays in eval mode whatever `.train()` says.
+    """A trained network that scores images: its weights are frozen and it stays in eval mode.
 
-    A subclass loads its nets, sets `fields`, calls `freeze()` last, and writes `score`. It resizes and normalises with
-    torch operations, so that gradients reach the pictures, and names no device: buffers follow `.to()`. One YAML in
-    `conf/reward/` makes it available to every command, and the contract tests find it there.
+    A subclass loads its networks, sets `fields`, calls `freeze()` last, and implements `score`. It resizes and
+    normalises with torch operations, so that gradients reach the images, and names no device: buffers follow `.to()`.
+    One YAML in `conf/reward/` makes it available to every command, and the contract tests find it there.
     """
 
-    fields: frozenset[str]  # batch fields it needs besides the pictures it is given
+    fields: frozenset[str]  # batch fields it needs besides the images
 
     @abstractmethod
     def score(self, images: Tensor, batch: Batch) -> Score:
-        """The opinion of float32 `images`; `batch` is known to have every field of `fields`."""
+        """The score of float32 `images`; `batch` has every field of `fields`."""
 
     def forward(self, images: Tensor, batch: Batch) -> Score:
         """The score of RGB `images` (batch, 3, height, width) in [0, 1], any size; float32 also under autocast.
 
-        `batch` has what belongs to them: titles, products, ...; `batch["image"]`, if there, is not looked at. Rows do
-        not influence one another. Raises ValueError naming a field that `batch` lacks or that has other rows.
+        `batch` has the other fields: titles, products, ...; `batch["image"]` is ignored. Rows are independent.
+        Raises ValueError naming a field that `batch` lacks or that has other rows.
         """
         name = type(self).__name__
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
@@ -54,15 +54,15 @@ class Reward(nn.Module, ABC):
         for field in sorted(self.fields):
             if len(batch[field]) != len(images):
                 raise ValueError(f"{name}: {len(batch[field])} rows of {field} for {len(images)} images.")
-        wide = torch.promote_types(images.dtype, torch.float32)
-        score = self.score(images.to(wide), batch)
-        return Score(score.value.to(wide), {part: value.to(wide) for part, value in score.parts.items()})
+        dtype = torch.promote_types(images.dtype, torch.float32)
+        score = self.score(images.to(dtype), batch)
+        return Score(score.value.to(dtype), {part: value.to(dtype) for part, value in score.parts.items()})
 
     def freeze(self) -> None:
-        """Fixes all weights, and eval mode, for good."""
+        """Freezes all weights and sets eval mode."""
         self.requires_grad_(False)
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
-        """Eval mode, whatever `mode`: dropout and batch statistics have no place in a judge."""
+        """Keeps eval mode: no dropout, no batch statistics."""
         return super().train(False)

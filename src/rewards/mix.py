@@ -1,4 +1,4 @@
-"""Several rewards as one: their weighted sum, or their mean, against the blind spots of any one of them."""
+"""The weighted sum or mean of several rewards, which is harder to exploit than a single one."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from src.rewards.base import Reward, Score
 
 
 class Mix(Reward):
-    """sum_i w_i value_i. Parts: name/value and name/part of each. Values must be commensurable, or the weights make so.
+    """sum_i w_i value_i. Parts: name/value and name/part of each. The weights must bring the values to one scale.
 
     `rewards`: by name. `weights`: by name, 1/number each if left out. Raises ValueError naming a weight without reward
     or a reward without weight.
