@@ -124,7 +124,7 @@ def generate(generator: Generator, reward: Reward, config: DictConfig) -> tuple[
     half = autocast(device, config.precision)
     size = config.size or generator.size
     if size % generator.cell:
-        raise ValueError(f"size={size}: this generator paints multiples of {generator.cell} px.")
+        raise ValueError(f"size={size}: this generator needs multiples of {generator.cell} px.")
     if Path(config.out).resolve() == Path(config.products).resolve():
         raise ValueError(f"out={config.out} is the folder of the products: its pictures would replace them.")
     of = {name: value for name, value in plain(config).items() if name not in FREE}

@@ -81,7 +81,7 @@ def test_each_product_gets_a_picture_and_a_line(words, tmp_path, monkeypatch, ca
     assert command(monkeypatch, *words, "resume=false") == 2
     assert "has a manifest; resume=true goes on" in capsys.readouterr().err
     assert command(monkeypatch, *words, "size=66") == 2
-    assert "size=66: this generator paints multiples of 4 px" in capsys.readouterr().err
+    assert "size=66: this generator needs multiples of 4 px" in capsys.readouterr().err
     assert command(monkeypatch, *words, "seed=1") == 2
     assert "holds pictures of another seed" in capsys.readouterr().err
 

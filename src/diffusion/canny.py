@@ -1,15 +1,15 @@
-"""The outline of a product, by which a canny ControlNet keeps its shape."""
+"""The outline of a product, the condition of a Canny ControlNet."""
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-CANNY = 100, 200  # thresholds of the edge detector, as the authors' inference has them
+CANNY = 100, 200  # thresholds of the edge detector, as in the authors' inference code
 
 
 def outline(product: Tensor) -> Tensor:
     """Canny edges, 0 or 1, (batch, 3, height, width), of products (batch, 4, height, width) in [0, 1] over black."""
     shown = (product[:, :3] * product[:, 3:] * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    edges = np.stack([cv2.Canny(np.ascontiguousarray(picture), *CANNY) for picture in shown])
+    edges = np.stack([cv2.Canny(np.ascontiguousarray(image), *CANNY) for image in shown])
     return torch.from_numpy(edges / 255).to(product)[:, None].expand(-1, 3, -1, -1)

@@ -1,4 +1,4 @@
-"""Parts of a generator that have learnt nothing yet: all but its VAE, or the ControlNet alone."""
+"""Generators with random weights, except the VAE, and fresh ControlNets."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ def fresh_generator(
     seed: int = 0,
     **settings: Any,
 ) -> Generator:
-    """A generator with random weights, to be trained from the beginning: `src.models.generator.denoiser`, part "all".
+    """A generator with random weights, to be trained from scratch: `src.models.generator.denoiser`, part "all".
 
     Args:
         vae: folder or hub id of a trained one in diffusers' layout.
@@ -65,7 +65,7 @@ def fresh_generator(
 def fresh_controlnet(
     folder: str | Path, edge_channels: Sequence[int] = (16, 32, 96, 256), seed: int = 0
 ) -> ControlNetModel:
-    """A ControlNet that begins as the first half of a folder's UNet and adds nothing yet (Zhang et al. 2023).
+    """A ControlNet initialized from the first half of a folder's UNet; its output is zero (Zhang et al. 2023).
 
     `src.models.generator.denoiser` trains it, part "controlnet". `edge_channels`, `seed`: see `fresh_generator`.
     """
@@ -76,7 +76,7 @@ def fresh_controlnet(
 
 
 def controlnet_of(unet: UNet2DConditionModel, edge_channels: Sequence[int]) -> ControlNetModel:
-    """A ControlNet that begins as the UNet's first half; outlines reach its end, which is zero.
+    """A ControlNet initialized from the UNet's first half, with zero output, through which outlines propagate.
 
     With torch's own initial weights each convolution and SiLU passes on less than half of a small signal: after seven
     of them an outline moves the result by 1e-6 of it, and after 1800 steps of training still does.

@@ -1,8 +1,8 @@
-"""The painter of ad backgrounds: text encoder, VAE, UNet, canny ControlNet and DDIM; its verbs are the equations of
+"""The generator of ad backgrounds: text encoder, VAE, UNet, Canny ControlNet and DDIM; its methods are the equations of
 
 Du et al., "Towards Reliable Advertising Image Generation Using Human Feedback", ECCV 2024, arXiv 2408.00418. The parts
 are diffusers' and transformers' own classes in diffusers' own folder layout, so that a tiny generator, Stable Diffusion
-1.5 with a ControlNet and a user's fine-tune run the same lines, and diffusers' pipelines open what is tuned here.
+1.5 with a ControlNet and a user's fine-tune run the same code, and diffusers' pipelines load what is tuned here.
 """
 
 import warnings
@@ -31,35 +31,35 @@ from src.diffusion.noise import keyed_noise
 from src.runtime.checkpoint import CONFIG, located, model_config
 
 SETTINGS = ("num_steps", "guidance_scale", "control_scale", "negative_prompt", "dilation", "backdrop")
-LEAST = 1e-12  # of alpha_bar: if nothing of the picture were left in the latents, their noise would not tell of it
+LEAST = 1e-12  # of alpha_bar: below it the noise in the latents would not determine x0
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """All that a batch of pictures is painted from; computed once, without gradient. h, w: of latents."""
+    """The conditions of a batch of images; computed once, without gradient. h, w: of latents."""
 
     text: Tensor  # (2 * batch, words, width): of the negative prompt, then of the prompt
     edges: Tensor  # (batch, 3, height, width), 0 or 1: the product's outline
-    product: Tensor  # (batch, 4, height, width) in [0, 1]: RGBA where it stands
+    product: Tensor  # (batch, 4, height, width) in [0, 1]: RGBA at its place on the canvas
     latents: Tensor  # (batch, channels, h, w): the product's, scaled
-    background: Tensor  # (batch, 1, h, w), 0 or 1: where there is something to paint; I - M in the paper
+    background: Tensor  # (batch, 1, h, w), 0 or 1: the region to generate; I - M in the paper
     noise: Tensor  # (batch, channels, h, w): x_T
 
 
 class Generator(nn.Module):
-    """Paints backgrounds around products by classifier-free guidance, an inpainting blend and DDIM (eta 0).
+    """Generates backgrounds around products by classifier-free guidance, an inpainting blend and DDIM (eta 0).
 
     Args:
         num_steps: denoising steps T; step index i counts from 0, the noisiest, to T - 1.
         guidance_scale: s in uncond + s (text - uncond).
-        control_scale: by which the ControlNet's residuals are multiplied; 0: the UNet paints alone.
+        control_scale: factor of the ControlNet's residuals; 0: no ControlNet.
         negative_prompt: the text of the unconditional branch; the ControlNet is active in both.
-        dilation: side in pixels of the square by which the painted region is dilated, so that it reaches half as far
-            into the product (the authors: 20); the product is pasted whole in the end.
+        dilation: side in px of the square by which the generated region is dilated, so that it extends half as far into
+            the product (the authors: 20); the product is pasted undilated at the end.
         backdrop: grey in [0, 1] behind the product when it is encoded to latents.
     """
 
-    tokenizer: Any  # these types of diffusers and transformers say too much or too little
+    tokenizer: Any  # the types of diffusers and transformers are too wide or too narrow
     text_encoder: Any
     vae: Any
     unet: Any
@@ -97,7 +97,7 @@ class Generator(nn.Module):
         self.tokenizer, self.scheduler = tokenizer, scheduler
         self.text_encoder, self.vae, self.unet, self.controlnet = text_encoder, vae, unet, controlnet
         for net in (unet, controlnet):
-            net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # as convolutions are quickest
+            net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # fastest for convolutions
         self.num_steps, self.guidance_scale, self.control_scale = num_steps, guidance_scale, control_scale
         self.negative_prompt, self.dilation, self.backdrop = negative_prompt, dilation, backdrop
         self.kind, self.origin = kind, ""  # the folder or hub id that it was loaded from
@@ -110,22 +110,22 @@ class Generator(nn.Module):
 
     @property
     def size(self) -> int:
-        """The side in px of the pictures that it was made for."""
+        """Side in px of the images that it was trained for."""
         return int(self.unet.config["sample_size"]) * self.cell
 
     @property
     def cell(self) -> int:
-        """The side in px of a latent; a picture's side is a multiple of it."""
+        """Side in px of a latent; the side of an image is a multiple of it."""
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The arguments of the constructor that are no parts."""
+        """The arguments of the constructor besides the networks, tokenizer and scheduler."""
         return {name: getattr(self, name) for name in SETTINGS}
 
     @torch.no_grad()
     def encode(self, batch: Batch, seed: int | Sequence[int] = 0) -> Conditions:
-        """The conditions of a batch with key, prompt and product; a picture's noise depends on (seed, key) alone.
+        """The conditions of a batch with key, prompt and product; the noise of an image depends on (seed, key) alone.
 
         `seed`: one for all, or one for each row.
         """
@@ -134,11 +134,11 @@ class Generator(nn.Module):
             raise ValueError(f"product must be (batch, 4, height, width), got {tuple(product.shape)}.")
         if product.shape[2] % self.cell or product.shape[3] % self.cell:
             raise ValueError(
-                f"products of {product.shape[3]} x {product.shape[2]} px: this generator paints multiples of "
+                f"products of {product.shape[3]} x {product.shape[2]} px: this generator needs multiples of "
                 f"{self.cell} px, best {self.size}."
             )
         if max(product.shape[2:]) != self.size:
-            told = f"products of {max(product.shape[2:])} px: this generator was made for {self.size} px."
+            told = f"products of {max(product.shape[2:])} px: this generator was trained for {self.size} px."
             warnings.warn(told, stacklevel=2)
         colours, alpha = product[:, :3], product[:, 3:]
         latents = self.latents(colours * alpha + self.backdrop * (1 - alpha))
@@ -151,24 +151,24 @@ class Generator(nn.Module):
         text = self.words([self.negative_prompt] * len(product) + list(batch["prompt"]))
         return Conditions(text, outline(product).to(latents), product, latents, background, noise)
 
-    def latents(self, pictures: Tensor) -> Tensor:
-        """Scaled latents (batch, channels, h, w) of pictures (batch, 3, height, width) in [0, 1]; as wide as these."""
-        coded = self.vae.encode((2 * pictures - 1).to(self.vae.dtype)).latent_dist.mode()
-        return coded.to(pictures.dtype) * self.vae.config["scaling_factor"]
+    def latents(self, images: Tensor) -> Tensor:
+        """Scaled latents (batch, channels, h, w) of images (batch, 3, height, width) in [0, 1]; of their dtype."""
+        coded = self.vae.encode((2 * images - 1).to(self.vae.dtype)).latent_dist.mode()
+        return coded.to(images.dtype) * self.vae.config["scaling_factor"]
 
     def words(self, prompts: Sequence[str]) -> Tensor:
         """The text encoder's states (prompts, words, width)."""
         length = self.tokenizer.model_max_length
         whole = self.tokenizer(list(prompts), verbose=False).input_ids
         if cut := [prompt for prompt, ids in zip(prompts, whole, strict=True) if len(ids) > length]:
-            warnings.warn(f"{cut[0]!r} is cut after {length} tokens.", stacklevel=2)
+            warnings.warn(f"{cut[0]!r} is truncated to {length} tokens.", stacklevel=2)
         ids = self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         ).input_ids
         return self.text_encoder(ids.to(self.text_encoder.device))[0]
 
     def predict(self, x: Tensor, t: Tensor, text: Tensor, edges: Tensor) -> Tensor:
-        """What the UNet says, in its own terms, of latents x (batch, channels, h, w) at timesteps t; as wide as x."""
+        """The UNet's prediction (epsilon or v) for latents x (batch, channels, h, w) at timesteps t; of x's dtype."""
         noisy, text, edges = x.to(self.unet.dtype), text.to(self.unet.dtype), edges.to(self.controlnet.dtype)
         down, middle = (
             self.controlnet(
@@ -192,19 +192,19 @@ class Generator(nn.Module):
         )[0].to(x.dtype)
 
     def noise(self, x: Tensor, i: int, conditions: Conditions) -> tuple[Tensor, Tensor]:
-        """(text, uncond): the noise seen in latents x at step i with and without the prompt, in one call.
+        """(text, uncond): the noise predicted in latents x at step i with and without the prompt, in one call.
 
-        As wide as x, but float64 where next to nothing of the picture is left: there it is told by the last digits.
+        Of x's dtype, but float64 where alpha_bar is tiny: there the last digits determine x0.
         """
         edges = torch.cat([conditions.edges] * 2)
-        uncond, text = self._seen(torch.cat([x, x]), i, conditions.text, edges).chunk(2)
+        uncond, text = self._epsilon(torch.cat([x, x]), i, conditions.text, edges).chunk(2)
         return text, uncond
 
     def noise_of(self, branch: str, x: Tensor, i: int, conditions: Conditions) -> Tensor:
-        """One of the two alone, "text" or "uncond", for half the work of `noise`."""
-        return self._seen(x, i, conditions.text.chunk(2)[("uncond", "text").index(branch)], conditions.edges)
+        """One of the two, "text" or "uncond", at half the cost of `noise`."""
+        return self._epsilon(x, i, conditions.text.chunk(2)[("uncond", "text").index(branch)], conditions.edges)
 
-    def _seen(self, x: Tensor, i: int, text: Tensor, edges: Tensor) -> Tensor:
+    def _epsilon(self, x: Tensor, i: int, text: Tensor, edges: Tensor) -> Tensor:
         predicted = self.predict(x, torch.tensor(self.timesteps[i], device=x.device), text, edges)
         if self.kind == "epsilon":
             return predicted
@@ -222,7 +222,7 @@ class Generator(nn.Module):
         return ((x - (1 - a) ** 0.5 * eps) / a**0.5).to(x)
 
     def step(self, x: Tensor, eps: Tensor, i: int, conditions: Conditions) -> Tensor:
-        """The latents after step i: DDIM, then the product's latents, noised as far, in the product's place."""
+        """The latents after step i: DDIM, with the product's region replaced by its latents at the same noise level."""
         b = self.alpha_bars[i + 1]
         moved = b**0.5 * self.estimate(x, eps, i) + (1 - b) ** 0.5 * eps.to(x)
         known = conditions.latents
@@ -231,7 +231,7 @@ class Generator(nn.Module):
         return conditions.background * moved + (1 - conditions.background) * known
 
     def rollout(self, conditions: Conditions, stop: int, start: int = 0, x: Tensor | None = None) -> Tensor:
-        """The latents that step `stop` starts from; from x at step `start`, or from the conditions' noise."""
+        """The latents before step `stop`, from x at step `start` or from the conditions' noise."""
         x = conditions.noise if x is None else x
         with self._embedded(conditions) as conditions:
             for i in range(start, stop):
@@ -240,7 +240,7 @@ class Generator(nn.Module):
 
     @contextmanager
     def _embedded(self, conditions: Conditions) -> Iterator[Conditions]:
-        """Within it the ControlNet takes the edges as already embedded: the same at every step, they are so once."""
+        """In this context the edges are embedded once instead of at every step."""
         embedding = self.controlnet.controlnet_cond_embedding
         try:
             edges = embedding(conditions.edges.to(self.controlnet.dtype))
@@ -250,20 +250,20 @@ class Generator(nn.Module):
             self.controlnet.controlnet_cond_embedding = embedding
 
     def picture(self, latents: Tensor, conditions: Conditions) -> Tensor:
-        """Pictures (batch, 3, height, width) in [0, 1] of clean latents: x_0, or an estimate of it.
+        """Images (batch, 3, height, width) in [0, 1] of clean latents: x_0, or an estimate of it.
 
-        The product's latents are put in its place, as the last step does; decoded, the product is pasted with its own
-        alpha, not dilated.
+        The product's latents replace those in its region, as in the last step; after decoding, the product is pasted
+        with its own, undilated alpha.
         """
         whole = conditions.background * latents + (1 - conditions.background) * conditions.latents
         decoded = self.vae.decode((whole / self.vae.config["scaling_factor"]).to(self.vae.dtype)).sample
-        painted = (decoded.to(latents.dtype) / 2 + 0.5).clamp(0, 1)
+        image = (decoded.to(latents.dtype) / 2 + 0.5).clamp(0, 1)
         alpha = conditions.product[:, 3:]
-        return painted * (1 - alpha) + conditions.product[:, :3] * alpha
+        return image * (1 - alpha) + conditions.product[:, :3] * alpha
 
     @torch.no_grad()
     def sample(self, conditions: Conditions) -> Tensor:
-        """Finished pictures (batch, 3, height, width) in [0, 1]."""
+        """Generated images (batch, 3, height, width) in [0, 1]."""
         return self.picture(self.rollout(conditions, self.num_steps), conditions)
 
     def save(self, folder: str | Path) -> None:

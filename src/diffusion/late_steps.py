@@ -1,4 +1,4 @@
-"""Late denoising steps: the last share of the steps, so that a setting means the same of 20 steps and of 40."""
+"""Late denoising steps: the last share of the steps, so that a setting means the same for 20 and for 40 steps."""
 
 
 def late(num_steps: int, share: float) -> int:

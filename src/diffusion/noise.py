@@ -1,4 +1,4 @@
-"""Random numbers of a seed and a key, so that a picture depends on neither its batch nor its order."""
+"""Random numbers from a seed and a key, so that an image does not depend on its batch or order."""
 
 from collections.abc import Sequence
 from hashlib import blake2b

@@ -1,6 +1,6 @@
-"""Recurrent generation (Du et al., ECCV 2024): paint, let the reward inspect, paint again until it accepts.
+"""Recurrent generation (Du et al., ECCV 2024): generate until the reward accepts the image.
 
-The batch stays full: a product whose picture is accepted, or whose attempts are spent, leaves its slot to the next.
+The batch stays full: a product whose image is accepted, or whose attempts are spent, frees its slot for the next.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,11 +16,11 @@ from src.rewards.base import Reward
 
 @dataclass
 class Job:
-    """A product on its way: its record (key, prompt, product, what the reward needs), and what came of each attempt."""
+    """A product in progress: its record (key, prompt, product, the reward's fields) and the value of each attempt."""
 
     record: Record
     values: list[float] = field(default_factory=list)
-    best: Tensor | None = None  # the picture of the highest value, (3, height, width) in [0, 1]
+    best: Tensor | None = None  # the image of the highest value, (3, height, width) in [0, 1]
 
     @property
     def attempts(self) -> int:
@@ -37,10 +37,10 @@ def recurrent(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[Job, bool]]:
-    """Each product with whether its picture was accepted, in the order in which they are done.
+    """Each product with whether its image was accepted, in order of completion.
 
-    A picture is accepted if its value is at least `threshold`; attempt n of a product paints from its key and
-    `attempt_seed(seed, n)`, whatever its neighbours. A product whose attempts are spent leaves with the best of them.
+    An image is accepted if its value is at least `threshold`; the noise of attempt n depends on the product's key
+    and `attempt_seed(seed, n)` alone. A product whose attempts are spent has its best image.
     """
     if attempts < 1 or batch_size < 1:
         raise ValueError(f"attempts={attempts} and batch_size={batch_size} must be at least 1.")
@@ -51,11 +51,11 @@ def recurrent(
             return
         batch = moved(to_float(collate([job.record for job in slots])), device)
         with torch.no_grad():
-            pictures = generator.sample(generator.encode(batch, [attempt_seed(seed, job.attempts) for job in slots]))
-            values = reward(pictures, {name: batch[name] for name in reward.fields}).value.tolist()
-        for job, picture, value in zip(slots, pictures.cpu(), values, strict=True):
+            images = generator.sample(generator.encode(batch, [attempt_seed(seed, job.attempts) for job in slots]))
+            values = reward(images, {name: batch[name] for name in reward.fields}).value.tolist()
+        for job, image, value in zip(slots, images.cpu(), values, strict=True):
             if not job.values or value > max(job.values):
-                job.best = picture
+                job.best = image
             job.values.append(value)
         done = [job for job in slots if job.values[-1] >= threshold or job.attempts >= attempts]
         slots = [job for job in slots if not (job.values[-1] >= threshold or job.attempts >= attempts)]
@@ -63,7 +63,7 @@ def recurrent(
 
 
 def attempt_seed(seed: int, attempt: int) -> int:
-    """The generator's seed of an attempt, counted from 0; other seeds share none of them."""
+    """The generator's seed of an attempt, counted from 0; different seeds share none."""
     return (seed << 32) + attempt
 
 

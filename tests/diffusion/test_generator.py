@@ -162,7 +162,7 @@ def test_what_it_cannot_paint_with_is_refused_by_name():
     generator = tiny.generator()
     with pytest.raises(ValueError, match=r"product must be \(batch, 4, height, width\), got \(2, 3"):
         generator.encode(tiny.ads(2) | {"product": torch.zeros(2, 3, 64, 64)})
-    with pytest.raises(ValueError, match="products of 66 x 64 px: this generator paints multiples of 4 px, best 64"):
+    with pytest.raises(ValueError, match="products of 66 x 64 px: this generator needs multiples of 4 px, best 64"):
         generator.encode(tiny.ads(2) | {"product": torch.zeros(2, 4, 64, 66)})
     with pytest.raises(ValueError, match="prediction_type is sample"):
         tiny.generator(prediction="sample")
@@ -229,9 +229,9 @@ def test_a_folder_with_the_fp16_variant_alone_is_read(tmp_path):
 
 def test_a_prompt_that_is_cut_and_a_foreign_size_are_told():
     painter, batch = tiny.generator(), tiny.ads(1, size=32)
-    with pytest.warns(UserWarning, match="products of 32 px: this generator was made for 64 px"):
+    with pytest.warns(UserWarning, match="products of 32 px: this generator was trained for 64 px"):
         painter.encode(batch)
-    with pytest.warns(UserWarning, match="'a a a .* is cut after 24 tokens"):
+    with pytest.warns(UserWarning, match="'a a a .* is truncated to 24 tokens"):
         painter.words(["a " * 30])
 
 
