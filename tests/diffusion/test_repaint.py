@@ -1,4 +1,4 @@
-"""Pictures in a generator's hand: what stays, what they depend on, and where the data module puts them."""
+"""Regenerated images: what stays, what they depend on, and where the data module puts them."""
 
 import lightning as L
 import numpy as np
