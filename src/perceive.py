@@ -1,13 +1,14 @@
 """Computes the depth and saliency that a data set lacks: `python -m src.perceive data=rf1m data.root=DIR out=MAPS`.
 
-Training computes missing maps anew in every epoch; for a million pictures they are better made once. Each becomes an
-8-bit PNG, `MAPS/depth/<key>.png` (white is near) and `MAPS/saliency/<key>.png`, in the picture's own shape,
-`data.size` pixels along its longer side, by the nets of `data.transforms.perceived`; `data.depth=MAPS/depth
-data.saliency=MAPS/saliency` then reads them. `MAPS/done.json` counts the rows that are done: after a kill the same
-command goes on there. Exit code 2: nothing can be computed.
+Training computes missing maps anew in every epoch; for a million images they are better computed once. Each becomes an
+8-bit PNG, `MAPS/depth/<key>.png` (white is near) and `MAPS/saliency/<key>.png`, in the shape of the image, `data.size`
+px along the longer side, by the networks of `data.transforms.perceived`; `data.depth=MAPS/depth
+data.saliency=MAPS/saliency` then reads them. `MAPS/manifest.jsonl` lists them by key: the same command resumes after a
+kill, and adds the maps of images that were added.
+Exit code 0: all maps are there; 1: some images cannot be read; 2: nothing can be computed.
 """
 
-import json
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,76 +22,79 @@ from tqdm import tqdm
 
 from src.build import build
 from src.config import plain
+from src.data.archive import SUFFIXES
 from src.data.images import unfitted
 from src.data.module import AdData
 from src.data.splits import SPLITS
+from src.runtime.checkpoint import fingerprint
 from src.runtime.command import command
 from src.runtime.device import autocast, torch_device
-from src.runtime.files import write_json
+from src.runtime.files import atomic, check_names
+from src.runtime.run_output import FailedRow, RunOutput
 
-SAVE_EVERY = 16  # batches between two notes of what is done
-
-
-class Done:
-    """How many rows of each split are done, in `out/done.json`, beside the data and nets that they are of."""
-
-    def __init__(self, out: Path, of: dict[str, Any]) -> None:
-        self.file, self.of = out / "done.json", of
-        self.rows: dict[str, int] = dict.fromkeys(SPLITS, 0)
-        if self.file.is_file():
-            known = json.loads(self.file.read_text(encoding="utf-8"))
-            if known["of"] != of:
-                changed = sorted(name for name in known["of"] | of if known["of"].get(name) != of.get(name))
-                raise ValueError(f"{out} holds maps of another {', '.join(changed)}; choose another out.")
-            self.rows |= known["rows"]
-
-    def note(self, split: str, rows: int) -> None:
-        self.rows[split] = rows
-        write_json(self.file, {"of": self.of, "rows": self.rows})
+FREE = ("batch_size", "num_workers", "seed", "shares", "cache", "quarantine", "verify")  # settings of data
 
 
-def perceive(data: AdData, split: str, out: Path, done: Done, device: torch.device) -> None:
-    """Writes the maps of the rows of a split that are not done yet."""
-    rows, total = done.rows[split], len(data.split(split))
+def perceive(data: AdData, split: str, keys: dict[int, str], output: RunOutput, device: torch.device) -> None:
+    """Writes the maps of these rows of a split, given with their keys."""
     canvas, fit = getattr(data.split(split), "canvas", None), getattr(data.source, "fit", "squash")
-    batches = data.batches(split, device, first=rows)
-    bar = tqdm(total=total, initial=rows, desc=split, unit="ad", disable=None)
-    with ThreadPoolExecutor() as pool, bar:
-        for number, batch in enumerate(batches, 1):
-            shapes = dict(canvas(rows + row) for row in range(len(batch["key"]))) if canvas else {}
-            for field in data.lacking:
-                maps = (batch[field][:, 0].float() * 255).round().byte().cpu().numpy()
-                made = dict(zip(batch["key"], maps, strict=True))
-                made = {key: unfitted(made[key], shape, fit) for key, shape in shapes.items() if key in made} or made
-                list(pool.map(write, [out / field / key for key in made], made.values()))
-            rows += len(batch["key"])
+    waiting = iter(keys.items())
+    with ThreadPoolExecutor() as pool, tqdm(total=len(keys), desc=split, unit="ad", disable=None) as bar:
+        for batch in data.batches(split, device, rows=list(keys)):
+            maps = {f: (batch[f][:, 0].float() * 255).round().byte().cpu().numpy() for f in data.lacking}
+            files, made, failed = {}, [], []
+            for index, (found, (row, key)) in enumerate(zip(batch["key"], waiting, strict=False)):
+                if found != key:  # the data set gives another row in the place of one that cannot be read
+                    failed.append(FailedRow(row + 1, key, "", f"cannot be read (split {split})"))
+                    continue
+                made.append({"key": key} | {field: map_name(field, key) for field in maps})
+                shape = canvas(row)[1] if canvas else None
+                for field, values in maps.items():
+                    one = values[index] if shape is None else unfitted(values[index], shape, fit)
+                    files[output.out / map_name(field, key)] = one
+            list(pool.map(write, files, files.values()))
+            output.add(made, failed)
             bar.update(len(batch["key"]))
-            if number % SAVE_EVERY == 0 or rows == total:
-                done.note(split, rows)
 
 
-def write(name: Path, values: np.ndarray) -> None:
-    """A uint8 map (height, width) as PNG; `name` is the picture's, whatever its suffix."""
-    file = name.with_name(f"{name.stem}.png")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    ok, data = cv2.imencode(".png", values)
-    assert ok
-    file.write_bytes(data.tobytes())
+def write(file: Path, values: np.ndarray) -> None:
+    """A uint8 map (height, width) as PNG."""
+    with atomic(file) as part:
+        part.write_bytes(cv2.imencode(".png", values)[1].tobytes())
+
+
+def map_name(field: str, key: str) -> str:
+    """The file of a map, relative to the output folder, under the name that the data set looks for."""
+    stem, suffix = os.path.splitext(key)
+    return f"{field}/{stem if suffix.lower().encode() in SUFFIXES else key}.png"
+
+
+def all_keys(rows: Any) -> list[str]:
+    return rows.keys() if hasattr(rows, "keys") else [rows[index]["key"] for index in range(len(rows))]
 
 
 @command("perceive")
-def main(config: DictConfig) -> None:
+def main(config: DictConfig) -> int:
     device, out = torch_device(config.device), Path(config.out)
     precision = autocast(device, config.precision)
     data = build(config.data)
     if not data.lacking:
         raise ValueError("the data set lacks no map that data.transforms could make.")
-    free = ("batch_size", "num_workers", "seed", "shares", "cache", "quarantine", "verify")
-    done = Done(out, {name: value for name, value in plain(config.data).items() if name not in free})
-    for split in SPLITS:
+    settings = {name: value for name, value in plain(config.data).items() if name not in FREE}
+    for name, transform in data.transforms.items():
+        transform.prepare(transform.makes - data.source.fields)
+        settings[f"weights of {name}"] = fingerprint(transform)
+    keys = {split: dict(enumerate(all_keys(data.split(split)))) for split in SPLITS}
+    names = {f: {key: map_name(f, key) for rows in keys.values() for key in rows.values()} for f in data.lacking}
+    for field_names in names.values():
+        check_names(out, field_names)
+    files = (out / name for field_names in names.values() for name in field_names.values())
+    output = RunOutput(out, settings | {"precision": config.precision}, resume=True, files=files)
+    done = output.results(lambda row: all((out / name[row["key"]]).is_file() for name in names.values()))
+    for split, rows in keys.items():
         with precision:
-            perceive(data, split, out, done, device)
-    print("\n".join(f"{out / field}: {sum(done.rows.values())} maps" for field in data.lacking))
+            perceive(data, split, {row: key for row, key in rows.items() if key not in done}, output, device)
+    return output.report(f"images with {' and '.join(data.lacking)} in {out}")
 
 
 if __name__ == "__main__":

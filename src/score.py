@@ -1,10 +1,10 @@
-"""Scores a table or folder of pictures with a reward: `python -m src.score reward=rfnet table=ads.csv out=scores.csv`.
+"""Scores a table or folder of images with a reward: `python -m src.score reward=rfnet table=ads.csv out=scores.csv`.
 
-`out` (.csv or .jsonl) gets one row per good picture in the order of the table: key, value (larger is better), and the
-reward's parts. Bad rows go to `<out>.errors.csv` and are listed at the end. `<out>.run.json` tells how far the run is:
-after a kill the same command goes on there, in the same batches, so that both files end as an unbroken run leaves them,
-byte for byte. What a table or folder looks like: `src/data/ads.py`.
-Exit code 0: all rows are good; 1: some are bad; 2: nothing can be scored.
+`out` (.csv or .jsonl) has one row per scored image in the order of the table: key, value (higher is better) and the
+parts of the reward. Failed rows are listed in `<out>.failed.csv`. `<out>.run.json` records the progress: after a kill
+the same command resumes there, in the same batches, so that both tables end as those of an uninterrupted run, byte for
+byte. The formats of tables and folders: `src/data/ads.py`.
+Exit code 0: all rows were scored; 1: some failed; 2: nothing can be scored.
 """
 
 import math
@@ -30,29 +30,30 @@ from src.rewards.base import Reward
 from src.runtime.checkpoint import fingerprint
 from src.runtime.command import command
 from src.runtime.device import autocast, torch_device
-from src.runtime.run_output import Bad, RunOutput
+from src.runtime.files import TABLES
+from src.runtime.run_output import FailedRow, RunOutput
 
 READERS = min(8, os.cpu_count() or 1)  # threads that decode pictures; decoding lets go of the interpreter's lock
 
 
 class Chunk(NamedTuple):
-    """`size` rows: the good ones as batches of pictures of one size, each with its row numbers, and the bad ones."""
+    """`size` rows: the good ones as batches of pictures of one size, each with its row numbers, and the failed ones."""
 
     size: int
     batches: list[tuple[list[int], Batch]]
-    bad: list[Bad]
+    failed: list[FailedRow]
 
 
 def read(ads: Ads, rows: list[Row], max_size: int | None, pin: bool) -> Chunk:
     """The chunk of these rows, its files decoded, none larger than `max_size` px, in pinned memory for a GPU."""
     groups: dict[tuple[int, ...], list[tuple[int, Record]]] = defaultdict(list)
-    bad = []
+    failed = []
     for row in rows:
         try:
             record = ads.read(row, max_size)
             groups[record["image"].shape].append((row.number, record))
         except RowError as error:
-            bad.append(Bad(row.number, _printable(row.key), _printable(error.file), _printable(str(error))))
+            failed.append(FailedRow(row.number, row.key, error.file, str(error)))
     batches = []
     for group in groups.values():
         numbers, records = zip(*group, strict=True)
@@ -62,7 +63,7 @@ def read(ads: Ads, rows: list[Row], max_size: int | None, pin: bool) -> Chunk:
                 field: value.pin_memory() if isinstance(value, Tensor) else value for field, value in batch.items()
             }
         batches.append((list(numbers), batch))
-    return Chunk(len(rows), batches, bad)
+    return Chunk(len(rows), batches, failed)
 
 
 @torch.inference_mode()
@@ -106,24 +107,30 @@ def main(config: DictConfig) -> int:
     device = torch_device(config.device)
     precision = autocast(device, config.precision)
     reward, ads = _parts(config)
-    of = {
+    out, place = Path(config.out), Path(config.table or config.folder)
+    if config.folder and out.resolve().is_relative_to(place.resolve()):
+        raise ValueError(f"out={out} is inside folder={place}, which is read; choose another out.")
+    settings = {
         "table" if config.table else "folder": ads.fingerprint,
+        "files": ads.contents(),
         "reward": plain(config.reward),
         "weights": fingerprint(reward),
         "batch_size": config.batch_size,
         "max_size": config.max_size,
         "precision": config.precision,
     }
-    output = RunOutput(Path(config.out), of, config.resume)
+    output = RunOutput(out, settings, config.resume, inputs=[place])
     if not output.progress.complete:
         with precision:
             score(reward.to(device), ads, output, config.batch_size, device, config.max_size)
-    return output.report()
+    return output.report(f"scored in {out}")
 
 
 def _parts(config: DictConfig) -> tuple[Reward, Ads]:
     if (config.table is None) == (config.folder is None):
         raise ValueError("give either table=FILE or folder=DIR.")
+    if Path(config.out).suffix not in TABLES:
+        raise ValueError(f"out={config.out}: scores are written as .csv or .jsonl.")
     for name, value in (("batch_size", config.batch_size), ("max_size", config.max_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
@@ -164,8 +171,8 @@ def _ahead(function: Callable[[Any], Chunk], items: Iterable[Any], overlap: bool
 
 
 def _write(output: RunOutput, chunk: Chunk, results: list[tuple[list[int], list[str], dict[str, Tensor]]]) -> int:
-    """Writes a chunk in the order of its rows and returns their number; a score that is not finite makes a bad row."""
-    scores, bad = {}, list(chunk.bad)
+    """Writes a chunk in the order of its rows and returns their number; a row whose score is not finite fails."""
+    scores, failed = {}, list(chunk.failed)
     for numbers, keys, columns in results:
         values = {name: column.tolist() for name, column in columns.items()}
         for i, (number, key) in enumerate(zip(numbers, keys, strict=True)):
@@ -173,13 +180,9 @@ def _write(output: RunOutput, chunk: Chunk, results: list[tuple[list[int], list[
             if all(map(math.isfinite, row.values())):
                 scores[number] = {"key": key} | row
             else:
-                bad.append(Bad(number, key, "", f"the score is {row['value']}"))
-    output.add(chunk.size, [scores[number] for number in sorted(scores)], sorted(bad))
+                failed.append(FailedRow(number, key, "", f"the score is {row['value']}"))
+    output.add([scores[number] for number in sorted(scores)], sorted(failed))
     return chunk.size
-
-
-def _printable(text: str) -> str:
-    return text.encode(errors="surrogateescape").decode(errors="replace")
 
 
 if __name__ == "__main__":

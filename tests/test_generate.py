@@ -1,5 +1,6 @@
 """The command that paints ads, on tiny nets: what it writes, how it resumes, what it tells."""
 
+import csv
 import json
 import os
 import shutil
@@ -79,11 +80,11 @@ def test_each_product_gets_a_picture_and_a_line(words, tmp_path, monkeypatch, ca
     assert command(monkeypatch, *words) == 0  # nothing is left to do
     assert (out / "manifest.jsonl").read_bytes() == before
     assert command(monkeypatch, *words, "resume=false") == 2
-    assert "has a manifest; resume=true goes on" in capsys.readouterr().err
+    assert "has results; resume=true resumes" in capsys.readouterr().err
     assert command(monkeypatch, *words, "size=66") == 2
     assert "size=66: this generator needs multiples of 4 px" in capsys.readouterr().err
     assert command(monkeypatch, *words, "seed=1") == 2
-    assert "holds pictures of another seed" in capsys.readouterr().err
+    assert "a run that differs in seed;" in capsys.readouterr().err
 
 
 def test_killed_and_resumed_it_loses_no_product_and_does_none_twice(words, tmp_path, monkeypatch):
@@ -127,16 +128,20 @@ def test_bad_products_are_told_by_name_and_the_rest_goes_on(words, tmp_path, mon
         file.write("opaque,x,x\nempty,x,x\ntorn,x,x\nmute,,x\nnameless,x,\n")
     out = tmp_path / "ads"
     assert command(monkeypatch, *words, *places, f"out={out}", "attempts=1") == 1
-    told = capsys.readouterr().err
+    told = capsys.readouterr().out
     for name, reason in (
         ("opaque", "needs an alpha channel"), ("empty", "its alpha is empty"), ("torn", ""), ("mute", "no prompt"),
         ("nameless", "no title, which RFNetReward needs"),
     ):  # fmt: skip
-        assert any(line.startswith(f"{name}.png: ") and reason in line for line in told.splitlines())
+        assert any(f"({name}): {name}.png: " in line and reason in line for line in told.splitlines())
     assert sorted(row["key"] for row in manifest(out)) == ["p0", "p1"]
-    skipped = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
-    assert len(skipped) == 5
-    assert {f"{row['file']}: {row['reason']}" for row in skipped} <= set(told.splitlines())
+    with (out / "failed.csv").open(newline="") as file:
+        failed = list(csv.DictReader(file))
+    assert {row["key"] for row in failed} == {"opaque", "empty", "torn", "mute", "nameless"}
+    assert all(f"{row['file']}: {row['reason']}" in told for row in failed)
+    cutout(folder / "empty.png")
+    assert command(monkeypatch, *words, *places, f"out={out}", "attempts=1") == 1
+    assert "4 failed rows" in capsys.readouterr().out, "failed rows are tried again"
 
 
 def test_what_is_painted_is_what_is_asked_for_now(words, tmp_path, monkeypatch, capsys):
@@ -148,15 +153,15 @@ def test_what_is_painted_is_what_is_asked_for_now(words, tmp_path, monkeypatch, 
     assert command(monkeypatch, *words) == 2
     assert "ads has p1 (1 in all) of another product, prompt or title: choose another out" in capsys.readouterr().err
     lines = (out / "manifest.jsonl").read_text().splitlines()
-    (out / "manifest.jsonl").write_text("".join(f"{line}\n" for line in lines if '"p1"' not in line))
+    (out / "p1.png").unlink()
     assert command(monkeypatch, *words) == 0
     assert {row["key"]: row["prompt"] for row in manifest(out)} == {"p0": "a red room", "p1": "a blue room"}
     assert command(monkeypatch, *words, "attempts=2") == 2
-    assert "holds pictures of another attempts" in capsys.readouterr().err
+    assert "a run that differs in attempts; choose another out" in capsys.readouterr().err
     (out / "manifest.jsonl").write_text('{"key": "p0", "acc\n' + lines[1] + "\n")
     assert command(monkeypatch, *words) == 2
     assert "manifest.jsonl, line 1: damaged" in capsys.readouterr().err
-    (out / "manifest.jsonl").write_text(lines[0] + '\n{"key": "p1"}\n')
+    (out / "manifest.jsonl").write_text(lines[0] + '\n{"value": 0.5}\n')
     assert command(monkeypatch, *words) == 2
     assert "manifest.jsonl, line 2: damaged" in capsys.readouterr().err
 
@@ -169,7 +174,7 @@ def test_pictures_of_other_weights_are_not_taken_for_done(words, tmp_path, monke
     assert command(monkeypatch, *words) == 0
     tiny.generator(seed=1).save(folder)  # tuned again, say
     assert command(monkeypatch, *words) == 2
-    assert "ads holds pictures of another generator's weights; choose another out" in capsys.readouterr().err
+    assert "ads holds results of a run that differs in generator weights; choose another out" in capsys.readouterr().err
 
 
 def test_pictures_of_other_settings_are_not_taken_for_done_wherever_those_were_given(
@@ -181,23 +186,23 @@ def test_pictures_of_other_settings_are_not_taken_for_done_wherever_those_were_g
     words = [*words, *shop(tmp_path, 2), f"generator.folder={folder}", f"out={tmp_path / 'ads'}", "attempts=1"]
     assert command(monkeypatch, *words) == 0
     assert command(monkeypatch, *words, "precision=bfloat16") == 2
-    assert "ads holds pictures of another precision; choose another out" in capsys.readouterr().err
+    assert "ads holds results of a run that differs in precision; choose another out" in capsys.readouterr().err
     node = {"_target_": "src.models.rfft.system.RFFT", "generator": {"folder": "./", "guidance_scale": 2.0}}
     OmegaConf.save(OmegaConf.create({"model": node}), folder / "config.yaml")
     assert command(monkeypatch, *words) == 2
-    assert "ads holds pictures of another generator.guidance_scale; choose" in capsys.readouterr().err
+    assert "ads holds results of a run that differs in generator.guidance_scale; choose" in capsys.readouterr().err
     (folder / "config.yaml").unlink()
     scheduler = folder / "scheduler/scheduler_config.json"
     scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"beta_end": 0.02}))
     assert command(monkeypatch, *words) == 2
-    assert "ads holds pictures of another generator.scheduler; choose" in capsys.readouterr().err
+    assert "ads holds results of a run that differs in generator.scheduler; choose" in capsys.readouterr().err
 
 
 def test_the_products_are_not_painted_over(words, tmp_path, monkeypatch, capsys):
     places = shop(tmp_path, 2)
     before = (tmp_path / "products/p0.png").read_bytes()
     assert command(monkeypatch, *words, *places, f"out={tmp_path}/prompts/../products", "attempts=1") == 2
-    assert "is the folder of the products: its pictures would replace them" in capsys.readouterr().err
+    assert "is the folder of the products: its images would replace them" in capsys.readouterr().err
     assert (tmp_path / "products/p0.png").read_bytes() == before
 
 
@@ -218,7 +223,7 @@ def test_a_picture_that_is_gone_is_painted_again_and_a_foreign_one_never_painted
     mine = cutout(tmp_path / "mine/p2.png")
     before = mine.read_bytes()
     assert command(monkeypatch, *words, f"out={mine.parent}") == 2
-    assert "mine has a p2.png that was not painted here; choose another out" in capsys.readouterr().err
+    assert "mine/p2.png was not written by this command; choose another out" in capsys.readouterr().err
     assert mine.read_bytes() == before
 
 
@@ -252,7 +257,7 @@ def test_half_a_character_in_a_prompt_costs_its_own_picture_only(words, tmp_path
     (tmp_path / "prompts.jsonl").write_text("".join(lines))
     places = [products, f"prompts={tmp_path / 'prompts.jsonl'}", f"out={tmp_path / 'ads'}"]
     assert command(monkeypatch, *words, *places, "attempts=1") == 1
-    assert "p0.png: its prompt is no UTF-8 text" in capsys.readouterr().err
+    assert "p0.png: its prompt is no UTF-8 text" in capsys.readouterr().out
     assert [row["key"] for row in manifest(tmp_path / "ads")] == ["p1"]
 
 
@@ -275,7 +280,7 @@ def test_a_name_that_is_no_utf8_costs_its_own_picture_only(words, tmp_path, monk
     with (tmp_path / "prompts.csv").open("a") as file:
         file.write("p1,a red room,Chair\n")
     assert command(monkeypatch, *words, *places, f"out={tmp_path / 'ads'}", "attempts=1") == 1
-    assert "its name is no UTF-8 text" in capsys.readouterr().err
+    assert "its name is no UTF-8 text" in capsys.readouterr().out
     assert [row["key"] for row in manifest(tmp_path / "ads")] == ["p1"]
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -6,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from src.data.module import AdData
 from src.data.rf1m import RF1M, write_example
 from src.models.perception.system import load_perception
-from src.models.perception.transform import Perceived
-from src.perceive import Done, main, perceive
+from src.perceive import main
 from tests.rewards import tiny
 
 
@@ -35,7 +35,7 @@ def test_the_maps_are_the_nets_and_the_reader_takes_them(root, nets, tmp_path, m
     words = [f"data.root={root}", f"data.transforms.perceived={{depth: {nets['depth']}, saliency: {nets['saliency']}}}"]
     words += ["data.size=32", "data.val=0.2", "data.test=0.2", f"out={tmp_path / 'maps'}"]
     assert command(monkeypatch, *words) == 0
-    assert "depth: 20 maps" in capsys.readouterr().out  # 4 of the 24 are unsuitable
+    assert "20 images with depth and saliency in" in capsys.readouterr().out  # 4 of the 24 are unsuitable
     source = RF1M(str(root), size=32, depth=str(tmp_path / "maps/depth"), saliency=str(tmp_path / "maps/saliency"))
     record = source.split("train")[0]
     image = torch.from_numpy(record["image"])[None].float() / 255
@@ -44,26 +44,87 @@ def test_the_maps_are_the_nets_and_the_reader_takes_them(root, nets, tmp_path, m
             made = load_perception(folder, field)(image)[0].numpy()
         np.testing.assert_allclose(record[field] / 255, made, atol=0.51 / 255)
     assert command(monkeypatch, *words, "data.size=16") == 2
-    assert "holds maps of another size; choose another out" in capsys.readouterr().err
+    assert "a run that differs in size; choose another out" in capsys.readouterr().err
     assert command(monkeypatch, *words, f"data.depth={tmp_path / 'maps/depth'}", "data.transforms.perceived=null") == 2
     assert "lacks no map" in capsys.readouterr().err
 
 
-def test_it_goes_on_where_it_was_killed(root, nets, tmp_path):
-    data = AdData(
-        RF1M(str(root), size=32, val=0, test=0),
-        batch_size=4,
-        num_workers=0,
-        transforms={"perceived": Perceived(**nets)},
-    )
-    (tmp_path / "maps").mkdir()
-    (tmp_path / "maps/done.json").write_text(json.dumps({"of": {}, "rows": {"train": 13}}))
-    done = Done(tmp_path / "maps", {})
-    perceive(data, "train", tmp_path / "maps", done, torch.device("cpu"))
-    made = {path.stem for path in (tmp_path / "maps/saliency").rglob("*.png")}
-    assert made == {Path(data.split("train")[row]["key"]).stem for row in range(13, 20)}
-    assert Done(tmp_path / "maps", {}).rows == {"train": 20, "val": 0, "test": 0}
-    assert Image.open(next((tmp_path / "maps/depth").rglob("*.png"))).size == (32, 32)
+def maps(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
+
+
+def test_what_is_there_is_kept_and_what_is_missing_or_new_is_computed(root, nets, tmp_path, monkeypatch, capsys):
+    words = [f"data.root={root}", f"data.transforms.perceived={{depth: {nets['depth']}, saliency: null}}"]
+    words += [f"out={tmp_path / 'maps'}"]
+    words += ["data.titles=null", "data.products=null", "data.size=32"]
+    assert command(monkeypatch, *words) == 0
+    made = maps(tmp_path / "maps")
+    first = {name: (tmp_path / "maps" / name).stat().st_mtime_ns for name in made}
+    gone = "depth/part_00/sku000000.png"
+    (tmp_path / "maps" / gone).unlink()
+    with (tmp_path / "maps/manifest.jsonl").open("a") as file:
+        file.write('{"key": "part_0')  # torn by a kill
+    added = [shutil.copy(root / "part_00/sku000000.jpg", root / f"part_00/new{i}.jpg").name for i in range(3)]
+    labels = (root / "label.txt").read_text()
+    (root / "label.txt").write_text("".join(f"part_00/{name}\t1\n" for name in added) + labels)
+    capsys.readouterr()
+    assert command(monkeypatch, *words) == 0
+    assert "23 images with depth in" in capsys.readouterr().out
+    assert maps(tmp_path / "maps") == made | {f"depth/part_00/new{i}.png" for i in range(3)}
+    kept = {name for name in made if (tmp_path / "maps" / name).stat().st_mtime_ns == first[name]}
+    assert kept == made - {gone}
+    rows = [json.loads(line) for line in (tmp_path / "maps/manifest.jsonl").read_text().splitlines()]
+    assert {row["depth"] for row in rows} == maps(tmp_path / "maps")
+
+
+def test_maps_of_other_weights_are_not_taken_for_done(root, nets, tmp_path, monkeypatch, capsys):
+    net = shutil.copytree(nets["depth"], tmp_path / "net")
+    words = [f"data.root={root}", f"data.transforms.perceived={{depth: {net}, saliency: null}}"]
+    words += [f"out={tmp_path / 'maps'}", "data.size=32"]
+    assert command(monkeypatch, *words) == 0
+    weights = load_file(net / "model.safetensors")
+    save_file({name: value * 1.5 for name, value in weights.items()}, net / "model.safetensors")
+    assert command(monkeypatch, *words) == 2
+    assert "a run that differs in weights of perceived; choose another out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (["{root}/part_00/sku000000.jpg"], ""),  # an absolute path: the map lies below out all the same
+        (["../rf1m/part_00/sku000000.jpg"], "leads out of the folder"),
+        (["part_00/a.jpg", "part_00/a.png"], "the keys 'part_00/a.jpg' and 'part_00/a.png' have one file"),
+    ],
+)
+def test_a_key_writes_nothing_outside_the_output(lines, told, root, nets, tmp_path, monkeypatch, capsys):
+    for name in ("a.jpg", "a.png"):
+        shutil.copy(root / "part_00/sku000000.jpg", root / "part_00" / name)
+    (root / "label.txt").write_text("".join(f"{line.format(root=root)}\t1\n" for line in lines))
+    words = [
+        f"data.root={root}",
+        f"data.transforms.perceived={{depth: {nets['depth']}, saliency: null}}",
+        "data.size=32",
+    ]
+    words += ["data.titles=null", "data.products=null", "data.val=0", "data.test=0", "data.size=32"]
+    words += [f"out={root / 'maps'}"]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert command(monkeypatch, *words) == (2 if told else 0)
+    assert told in capsys.readouterr().err
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert before.items() <= after.items()
+    assert all(path.is_relative_to(root / "maps/") for path in after.keys() - before.keys())
+    assert len(maps(root / "maps")) == (not told)
+
+
+def test_maps_that_were_there_are_not_replaced(root, nets, monkeypatch, capsys):
+    words = [f"data.root={root}", f"data.transforms.perceived={{depth: {nets['depth']}, saliency: null}}"]
+    words += [f"out={root}", "data.size=32"]
+    for folder in ("part_00", "part_01", "part_02", "part_03"):  # the user's own maps, in folders like the images'
+        shutil.copytree(root / "depth", root / "depth" / folder)
+    before = {path: path.read_bytes() for path in root.rglob("*.png")}
+    assert command(monkeypatch, *words) == 2
+    assert "was not written by this command; choose another out" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in root.rglob("*.png")} == before
 
 
 @pytest.mark.parametrize("fit", ["squash", "pad"])

@@ -100,7 +100,7 @@ def test_bad_rows_are_listed_and_the_rest_is_scored(tmp_path: Path) -> None:
         handle.write("ad0,image2.png,product2.png,again\nx,image2.png,product2.png,nan\n")
     rows = run(Table(file, Warmth.fields), tmp_path / "scores.csv", 3)
     assert [row["key"] for row in rows] == [f"ad{i}" for i in range(10) if i not in (1, 9)]
-    with (tmp_path / "scores.csv.errors.csv").open(newline="") as errors:
+    with (tmp_path / "scores.csv.failed.csv").open(newline="") as errors:
         bad = [(int(row["row"]), row["key"], Path(row["file"]).name, row["reason"]) for row in csv.DictReader(errors)]
     assert [row[:3] for row in bad] == [
         (2, "ad1", "image1.png"),
@@ -178,7 +178,7 @@ def test_killed_and_resumed_the_command_leaves_the_files_of_an_unbroken_run(
 
     assert command(monkeypatch, [*arguments, f"out={out}"]) == 1
     assert command(monkeypatch, [*arguments, f"out={tmp_path / 'whole' / 'scores.csv'}"]) == 1
-    for name in ("scores.csv", "scores.csv.errors.csv", "scores.csv.run.json"):
+    for name in ("scores.csv", "scores.csv.failed.csv", "scores.csv.run.json"):
         assert (out.parent / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     with out.open(newline="") as scores:
         keys = [row["key"] for row in csv.DictReader(scores)]
@@ -213,11 +213,11 @@ def test_the_command_scores_as_the_reward_does_and_tells_what_changed(
     written = out.read_bytes()
     with file.open("a") as handle:
         handle.write("more,image1.png,product1.png,chair\n")
-    for word, changed in (("batch_size=3", "table"), ("batch_size=2", "table, batch_size")):
+    for word, changed in (("batch_size=3", "table, files"), ("batch_size=2", "table, files, batch_size")):
         assert command(monkeypatch, [*arguments, word]) == 2
-        assert f"begun with another {changed}; choose" in capsys.readouterr().err
+        assert f"a run that differs in {changed}; choose" in capsys.readouterr().err
     assert command(monkeypatch, [*arguments, "reward.maps=detached"]) == 2
-    assert "another table, reward;" in capsys.readouterr().err
+    assert "differs in table, files, reward;" in capsys.readouterr().err
     assert out.read_bytes() == written
     assert command(monkeypatch, [*arguments, "resume=false"]) == 0
     assert out.read_bytes().startswith(written)
@@ -252,3 +252,43 @@ def test_what_cannot_be_scored_is_one_line_and_exit_code_2(
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "scores.csv").exists()
+
+
+def test_scores_of_files_that_changed_are_not_taken_for_done(
+    tmp_path: Path, nets: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = fill(tmp_path, 2), tmp_path / "scores.csv"
+    arguments = words(nets, f"table={file}", f"out={out}")
+    assert command(monkeypatch, arguments) == 0
+    before = out.read_bytes()
+    Image.open(tmp_path / "image0.png").rotate(180).save(tmp_path / "image0.png")
+    assert command(monkeypatch, arguments) == 2
+    assert "a run that differs in files; choose another out, or resume=false" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    assert command(monkeypatch, [*arguments, "resume=false"]) == 0
+    assert out.read_bytes() != before
+
+
+def test_what_is_read_is_never_replaced(
+    tmp_path: Path, nets: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = fill(tmp_path, 2)
+    failed = tmp_path / "scores.csv.failed.csv"
+    for table, out in ((file, file), (file, tmp_path / "x/../ads.csv"), (failed, tmp_path / "scores.csv")):
+        table.write_bytes(file.read_bytes())
+        before = table.read_bytes()
+        assert command(monkeypatch, words(nets, f"table={table}", f"out={out}", "resume=false")) == 2
+        assert f"would replace {table}, which is read" in capsys.readouterr().err
+        assert table.read_bytes() == before
+    for field in ("image", "product", "title"):
+        (tmp_path / "set" / field).mkdir(parents=True)
+    assert command(monkeypatch, words(nets, f"folder={tmp_path / 'set'}", f"out={tmp_path / 'set/image/a.csv'}")) == 2
+    assert "is inside folder=" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path, nets: dict[str, str]) -> None:
+    arguments = words(nets, f"table={fill(tmp_path, 300)}", f"out={tmp_path / 'scores.csv'}", "batch_size=300")
+    line = f"ulimit -f 4; exec '{sys.executable}' -m src.score {' '.join(map(repr, arguments))}"
+    ended = subprocess.run(["bash", "-c", line], cwd=CONF.parent, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1] == f"score: [Errno 27] File too large: '{tmp_path / 'scores.csv'}'"

@@ -48,11 +48,13 @@ class RowError(ValueError):
 class Ads(ABC):
     """The rows of a table or folder, in order.
 
-    fingerprint: changes whenever the rows do. total: about how many rows there are (for a progress bar).
+    fingerprint: changes whenever the rows do. total: about how many rows there are (for a progress bar). in_files: the
+    fields of a row that are files.
     """
 
     fingerprint: str
     total: int
+    in_files: list[str]
 
     def __init__(self, path: Path, fields: frozenset[str]) -> None:
         if foreign := sorted(fields - set(READABLE)):
@@ -90,6 +92,18 @@ class Ads(ABC):
                 record[field] = self._text(row, field)
         return record
 
+    def contents(self) -> str:
+        """A hash of the size and the time of change of every file that the rows name."""
+        digest = hashlib.blake2b(digest_size=16)
+        for row in self._rows():
+            for field in self.in_files:
+                try:
+                    stat = os.stat(self._file(row, field))
+                    digest.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
+                except (OSError, ValueError, KeyError):  # the row will fail
+                    digest.update(b"missing\n")
+        return digest.hexdigest()
+
     @abstractmethod
     def _rows(self) -> Iterator[Row]: ...
 
@@ -110,6 +124,7 @@ class Table(Ads):
             raise ValueError(f"{path}: a table is .csv, .tsv or .jsonl, not '{path.suffix}'.")
         if not path.is_file():
             raise ValueError(f"{path}: no such file.")
+        self.in_files = [field for field in self.fields if field in PICTURES]
         digest, lines, last = hashlib.blake2b(digest_size=16), 0, b"\n"
         with path.open("rb") as file:
             while block := file.read(1 << 16):
@@ -154,6 +169,7 @@ class Folder(Ads):
         super().__init__(path, fields)
         if not path.is_dir():
             raise ValueError(f"{path}: no such folder.")
+        self.in_files = list(self.fields)
         self.flat = len(self.fields) == 1 and not (path / "image").is_dir()
         if missing := [] if self.flat else [field for field in self.fields if not (path / field).is_dir()]:
             raise ValueError(
@@ -180,13 +196,15 @@ class Folder(Ads):
     def _file(self, row: Row, field: str) -> Path:
         if field == "image":
             return self.path / ("" if self.flat else field) / row.cells["image"]
+        if field not in PICTURES:
+            return self.path / field / f"{row.key}.txt"
         for suffix in SUFFIXES:
             if (file := self.path / field / f"{row.key}{suffix}").exists():
                 return file
         raise RowError(f"no such picture ({', '.join(SUFFIXES)})", self.path / field / row.key)
 
     def _text(self, row: Row, field: str) -> str:
-        file = self.path / field / f"{row.key}.txt"
+        file = self._file(row, field)
         try:
             if text := file.read_text(encoding="utf-8").strip():
                 return text

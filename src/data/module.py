@@ -1,6 +1,6 @@
 """The one data module: any source of records for any system, in an order that depends on seed and step alone."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol, cast
 
@@ -239,11 +239,11 @@ class AdData(L.LightningDataModule):
         self,
         name: str,
         device: torch.device | str = "cpu",
-        first: int = 0,
+        rows: Sequence[int] | None = None,
         transforms: Collection[str] = (),
         shuffled: bool = False,
     ) -> "Batches":
-        """A split in order from row `first` on, in this process alone, as batches ready for a system on `device`.
+        """A split in order, or these `rows` of it, in this process alone, as batches ready for a system on `device`.
 
         `transforms`: the names of those that change all rows; ValueError if there is none of a name. `shuffled`: in
         the order of validation and test, the first rows of which are a fair sample.
@@ -253,10 +253,11 @@ class AdData(L.LightningDataModule):
                 raise ValueError(f"{self._no_transform(transform)}.")
         self._prepare(transforms)
         whole = self.split(name)
-        rows: Any = Subset(cast(Any, whole), range(first, len(whole)))
-        groups = None if (groups := self._groups(whole)) is None else groups[first:]
+        rows = range(len(whole)) if rows is None else rows
+        groups = None if (groups := self._groups(whole)) is None else groups[list(rows)]
         batches = EvaluationBatches(len(rows), self.batch_size, shuffled=shuffled, groups=groups)
-        return Batches(self, self._loader(rows, batches), torch.device(device), transforms)
+        some: Any = Subset(cast(Any, whole), rows)
+        return Batches(self, self._loader(some, batches), torch.device(device), transforms)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int = 0, transforms: Collection[str] = ()) -> Batch:
         batch = to_float(batch)

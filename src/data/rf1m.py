@@ -216,6 +216,10 @@ class Rows(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def keys(self) -> list[str]:
+        """The keys of the split, in order."""
+        return [self.source.keys[row] for row in self.rows.tolist()]
+
     def canvas(self, index: int) -> tuple[str, tuple[int, int]]:
         """The key of row `index` of the split and (width, height) in px of its picture, before it is fitted."""
         row = int(self.rows[index])

@@ -3,7 +3,7 @@
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ def atomic(file: Path, shared: bool = False) -> Iterator[Path]:
     try:
         yield part
         os.replace(part, file)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not error.filename:  # a full disk, say
+            raise OSError(error.errno, error.strerror, str(file)) from None
         raise
 
 
@@ -31,6 +33,23 @@ def write_json(file: Path, content: Any) -> None:
     """Writes `content` as indented JSON, in one step."""
     with atomic(file) as part:
         part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def check_names(folder: Path, names: Mapping[str, str]) -> None:
+    """Raises ValueError unless each key has a file of its own within `folder`.
+
+    names: for each key the file's name, relative to `folder`. Keys come from tables, archives and file names: they may
+    be absolute paths, contain `..` or lead through a link to another folder.
+    """
+    root, known, keys = folder.resolve(), set(), {}
+    for key, name in names.items():
+        parent = os.path.dirname(name)
+        if parent not in known:
+            if ".." in parent.split("/") or not (folder / parent).resolve().is_relative_to(root):
+                raise ValueError(f"the key {key!r} leads out of the folder {folder}; a path relative to it is needed.")
+            known.add(parent)
+        if (other := keys.setdefault(os.path.normpath(name), key)) != key:
+            raise ValueError(f"the keys {other!r} and {key!r} have one file, {folder / name}.")
 
 
 def new_folder(path: str | Path) -> Path:

@@ -1,21 +1,21 @@
-"""A results file that grows row by row and survives a kill: a resumed run goes on exactly where the first stopped."""
+"""What a run writes row by row: results, failed rows and a record, so that a killed run resumes where it stopped."""
 
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src.runtime.files import TABLES, write_json
+from src.runtime.files import TABLES, atomic, write_json
 
-LISTED = 20  # bad rows shown at the end; the errors file has them all
+LISTED = 20  # failed rows shown at the end; the file has them all
 
 
-class Bad(NamedTuple):
-    """A row without a score, and why."""
+class FailedRow(NamedTuple):
+    """A row without a result, and why. Rows are counted from 1."""
 
     row: int
     key: str
@@ -25,78 +25,124 @@ class Bad(NamedTuple):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: rows done, and the length of its two files then. `of` is what must not change meanwhile."""
+    """How far a run is: rows done, and the length of its two tables then. `settings` must not change meanwhile."""
 
-    of: dict[str, Any]
+    settings: dict[str, Any]
     rows: int = 0
-    bad: int = 0
-    out_bytes: int = 0
-    errors_bytes: int = 0
+    failed: int = 0
+    table_bytes: int = 0
+    failed_bytes: int = 0
     complete: bool = False
 
 
 class RunOutput:
-    """The scores, errors and progress files of one run.
+    """A table of results, a table of failed rows and the record of how far they are.
 
-    What lies in the files beyond the recorded progress was written while the run was killed: it is cut off.
-    Raises ValueError if they belong to another run, or to none.
+    `out` is a .csv or .jsonl table, with `<out>.failed.csv` and `<out>.run.json` beside it, in the order of the input
+    (`add`, `progress.rows`); or a folder of files with manifest.jsonl, failed.csv and run.json, whose results have keys
+    and come in any order (`results`). What lies beyond the recorded progress was written while the run was killed: it
+    is cut off.
+
+    inputs: files that the run reads. files: those that it writes besides its tables. Raises ValueError if the output
+    belongs to a run of other settings, or to none, or would replace an input.
     """
 
-    def __init__(self, out: Path, of: dict[str, Any], resume: bool) -> None:
-        if out.suffix not in TABLES:
-            raise ValueError(f"out={out}: scores are written as .csv or .jsonl.")
-        self.out, self.errors, self.state = out, Path(f"{out}.errors.csv"), Path(f"{out}.run.json")
-        self.progress = Progress(of)
-        if resume and out.exists():
-            self.progress = self._recorded(of)
+    def __init__(
+        self,
+        out: Path,
+        settings: dict[str, Any],
+        resume: bool,
+        inputs: Iterable[Path] = (),
+        files: Iterable[Path] = (),
+    ) -> None:
+        self.out, self.folder = out, out.suffix not in TABLES
+        names = ("manifest.jsonl", "failed.csv", "run.json")
+        own = [out / name for name in names] if self.folder else [out, *(Path(f"{out}.{name}") for name in names[1:])]
+        self.table, self.failed, self.record = own
+        self.again = "choose another out" + ("" if self.folder else ", or resume=false to begin anew")
+        written = {file.resolve() for file in own}
+        if read := next((file for file in inputs if file.resolve() in written), None):
+            raise ValueError(f"out={out} would replace {read}, which is read; choose another out.")
+        self.progress = Progress(settings)
+        if self.folder and not resume and self.table.exists():
+            raise ValueError(f"{out} has results; resume=true resumes, out=FOLDER begins another run.")
+        if resume and self.table.exists():
+            self.progress = self._recorded()
         else:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            for file in (self.out, self.errors):
+            if not self.record.exists() and (foreign := next((file for file in files if file.exists()), None)):
+                raise ValueError(f"{foreign} was not written by this command; choose another out.")
+            for file in (self.table, self.failed):
                 file.unlink(missing_ok=True)
-            self._record()  # first: scores without it would belong to no run
-            out.touch()
-        for file, size in ((out, self.progress.out_bytes), (self.errors, self.progress.errors_bytes)):
+            self._record()  # first: results without it would belong to no run
+            self.table.touch()
+        for file, size in ((self.table, self.progress.table_bytes), (self.failed, self.progress.failed_bytes)):
             if file.exists() and file.stat().st_size > size:
                 with file.open("ab") as handle:
                     handle.truncate(size)
 
-    def _recorded(self, of: dict[str, Any]) -> Progress:
-        again = "; choose another out=, or resume=false to begin anew."
-        if not self.state.exists():
-            raise ValueError(f"{self.out} exists, but {self.state.name} is not beside it: not a run to resume{again}")
+    def _recorded(self) -> Progress:
+        settings = json.loads(json.dumps(self.progress.settings))
+        if not self.record.exists():
+            raise ValueError(
+                f"{self.table} exists, but {self.record.name} is not beside it: not a run to resume; {self.again}."
+            )
         try:
-            progress = Progress(**json.loads(self.state.read_text(encoding="utf-8")))
+            progress = Progress(**json.loads(self.record.read_text(encoding="utf-8")))
         except (ValueError, TypeError):
-            raise ValueError(f"{self.state} is no record of a run{again}") from None
-        if changed := [name for name in of if of[name] != progress.of.get(name)]:
-            raise ValueError(f"{self.out} was begun with another {', '.join(changed)}{again}")
-        for file, size in ((self.out, progress.out_bytes), (self.errors, progress.errors_bytes)):
-            if (file.stat().st_size if file.exists() else 0) < size:
-                raise ValueError(f"{file} is shorter than {self.state.name} says: it was edited{again}")
+            raise ValueError(f"{self.record} is no record of a run; {self.again}.") from None
+        known = progress.settings
+        if changed := [name for name in settings | known if settings.get(name) != known.get(name)]:
+            raise ValueError(f"{self.out} holds results of a run that differs in {', '.join(changed)}; {self.again}.")
+        for file, size in ((self.table, progress.table_bytes), (self.failed, progress.failed_bytes)):
+            if not self.folder and (file.stat().st_size if file.exists() else 0) < size:
+                raise ValueError(f"{file} is shorter than {self.record.name} says: it was edited; {self.again}.")
         return progress
 
     def _record(self) -> None:
-        write_json(self.state, asdict(self.progress))
+        write_json(self.record, asdict(self.progress))
 
-    def add(self, rows: int, scores: list[dict[str, Any]], bad: list[Bad]) -> None:
-        """Writes what came of the next `rows` rows."""
+    def results(self, kept: Callable[[dict[str, Any]], bool]) -> dict[str, dict[str, Any]]:
+        """The results in the manifest by key, those that are `kept`. The other rows and the failed ones are to do."""
+        rows = {}
+        with self.table.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    row = json.loads(line)
+                    rows[row["key"]] = row
+                except (ValueError, KeyError, TypeError):
+                    raise ValueError(
+                        f"{self.table}, line {number}: damaged; without that line its row is done again."
+                    ) from None
+        rows = {key: row for key, row in rows.items() if kept(row)}
+        with atomic(self.table) as part:
+            part.write_bytes(_jsonl(rows.values()))
+        self.failed.unlink(missing_ok=True)
+        self.progress = Progress(self.progress.settings, len(rows), table_bytes=self.table.stat().st_size)
+        self._record()
+        return rows
+
+    def add(self, rows: list[dict[str, Any]], failed: list[FailedRow]) -> None:
+        """Appends the results of rows, and rows that failed."""
         before = self.progress
-        if self.out.suffix == ".csv":
-            cells = [list(score.values()) for score in scores]
-            lines = _csv([list(scores[0]), *cells] if cells and not before.out_bytes else cells)
+        if self.table.suffix == ".csv":
+            cells = [list(row.values()) for row in rows]
+            lines = _csv([list(rows[0]), *cells] if cells and not before.table_bytes else cells)
         else:
-            lines = "".join(json.dumps(score, ensure_ascii=False) + "\n" for score in scores).encode()
-        errors = _csv([Bad._fields, *bad] if bad and not before.errors_bytes else bad)
-        for file, data in ((self.out, lines), (self.errors, errors)):
-            if data:
-                with file.open("ab") as handle:
-                    handle.write(data)
+            lines = _jsonl(rows)
+        errors = _csv([FailedRow._fields, *failed] if failed and not before.failed_bytes else failed)
+        for file, data in ((self.table, lines), (self.failed, errors)):
+            try:
+                if data:
+                    with file.open("ab") as handle:
+                        handle.write(data)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(file)) from None
         self.progress = replace(
             before,
-            rows=before.rows + rows,
-            bad=before.bad + len(bad),
-            out_bytes=before.out_bytes + len(lines),
-            errors_bytes=before.errors_bytes + len(errors),
+            rows=before.rows + len(rows) + len(failed),
+            failed=before.failed + len(failed),
+            table_bytes=before.table_bytes + len(lines),
+            failed_bytes=before.failed_bytes + len(errors),
         )
         self._record()
 
@@ -104,23 +150,27 @@ class RunOutput:
         self.progress = replace(self.progress, complete=True)
         self._record()
 
-    def report(self) -> int:
-        """Says what came out, on stdout, with the first bad rows; returns the exit code."""
-        done = self.progress
-        print(f"{done.rows - done.bad} scored in {self.out}")
-        if not done.bad:
+    def report(self, done: str) -> int:
+        """Prints how many rows have results, `done`, and the first failed rows; returns the exit code."""
+        print(f"{self.progress.rows - self.progress.failed} {done}")
+        if not self.progress.failed:
             return 0
-        print(f"{done.bad} bad in {self.errors}:")
-        with self.errors.open(encoding="utf-8", newline="") as file:
-            for bad in islice(csv.DictReader(file), LISTED):
-                place = f"{bad['file']}: " if bad["file"] else ""
-                print(f"  row {bad['row']} ({bad['key']}): {place}{bad['reason']}")
-        if done.bad > LISTED:
-            print(f"  and {done.bad - LISTED} more")
+        print(f"{self.progress.failed} failed rows in {self.failed}:")
+        with self.failed.open(encoding="utf-8", newline="") as file:
+            for row in islice(csv.DictReader(file), LISTED):
+                place = f"{row['file']}: " if row["file"] else ""
+                print(f"  row {row['row']} ({row['key']}): {place}{row['reason']}")
+        if self.progress.failed > LISTED:
+            print(f"  and {self.progress.failed - LISTED} more")
         return 1
 
 
 def _csv(rows: Iterable[Iterable[Any]]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="backslashreplace")  # of a file name that is not UTF-8
+
+
+def _jsonl(rows: Iterable[dict[str, Any]]) -> bytes:
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return "".join(lines).encode(errors="backslashreplace")  # half a character becomes its JSON escape

@@ -254,7 +254,7 @@ def test_a_system_that_needs_groups_gets_whole_ones():
     assert {len(batch) for batch in system.checked} == {3, 4}
     data = AdData(Groups(), batch_size=8, num_workers=0)
     data.require(system)
-    assert [batch["group"].tolist() for batch in data.batches("val", first=3)] == [[1] * 4]
+    assert [batch["group"].tolist() for batch in data.batches("val", rows=range(3, 7))] == [[1] * 4]
 
 
 def test_two_processes_see_every_record_once(tmp_path):

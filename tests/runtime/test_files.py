@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from src.runtime.files import atomic, write_json
+from src.runtime.files import atomic, check_names, new_folder, write_json
 
 ROOT = Path(__file__).parents[2]
 KILLED = """
@@ -36,3 +36,22 @@ def test_processes_that_share_a_file_write_to_different_parts(tmp_path: Path) ->
         assert str(os.getpid()) in part.name
         part.write_text("x")
     assert (tmp_path / "cache").read_text() == "x"
+
+
+def test_each_key_has_a_file_of_its_own_within_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/link").symlink_to(tmp_path)
+    check_names(tmp_path / "out", {"a": "a.png", "b/a.jpg": "b/a.png", "..": "...png", "c..d": "c..d.png"})
+    for key in ("../a", "b/../../a", "b/../a", "/etc/a", "link/a", "new/../link/a"):
+        with pytest.raises(ValueError, match=rf"the key '{key}' leads out of the folder"):
+            check_names(tmp_path / "out", {"x": "x.png", key: f"{key}.png"})
+    for name in ("b/a.png", "./b/a.png", "b//a.png"):
+        with pytest.raises(ValueError, match=r"the keys 'b/a.jpg' and 'b/a.webp' have one file"):
+            check_names(tmp_path / "out", {"b/a.jpg": "b/a.png", "b/a.webp": name})
+
+
+def test_a_new_folder_is_empty(tmp_path: Path) -> None:
+    assert new_folder(tmp_path / "a/b") == tmp_path / "a/b"
+    (tmp_path / "a/b/c").touch()
+    with pytest.raises(ValueError, match="a/b is not empty"):
+        new_folder(tmp_path / "a/b")

@@ -3,14 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from src.runtime.run_output import Bad, RunOutput
+from src.runtime.run_output import FailedRow, RunOutput
 
 OF = {"table": "abc", "batch_size": 2}
 CHUNKS = [
-    (2, [], [Bad(1, "a", "a.png", "no such file"), Bad(2, "b", "", "no title")]),
-    (2, [{"key": "c", "value": -0.5}, {"key": "d, e\n", "value": -1.25}], []),
-    (2, [{"key": "f", "value": 3.0}], [Bad(5, "e", "e.png", "torn")]),
-    (1, [{"key": "g\u2033", "value": 0.0}], []),
+    ([], [FailedRow(1, "a", "a.png", "no such file"), FailedRow(2, "b", "", "no title")]),
+    ([{"key": "c", "value": -0.5}, {"key": "d, e\n", "value": -1.25}], []),
+    ([{"key": "f", "value": 3.0}], [FailedRow(5, "e", "e.png", "torn")]),
+    ([{"key": "g\u2033", "value": 0.0}], []),
 ]
 
 
@@ -27,33 +27,33 @@ def unbroken(out: Path) -> None:
 
 @pytest.mark.parametrize("name", ["scores.csv", "scores.jsonl"])
 @pytest.mark.parametrize("torn", range(len(CHUNKS)))
-@pytest.mark.parametrize("written", ["some of out", "out", "some of errors", "both"])
+@pytest.mark.parametrize("written", ["some of out", "out", "some of failed", "both"])
 def test_a_kill_between_any_two_writes_leaves_no_trace(tmp_path: Path, name: str, torn: int, written: str) -> None:
     unbroken(tmp_path / "whole" / name)
     out = tmp_path / "killed" / name
     output = RunOutput(out, OF, resume=True)
     for chunk in CHUNKS[:torn]:
         output.add(*chunk)
-    state = output.state.read_bytes()
-    lengths = {file: file.stat().st_size if file.exists() else 0 for file in (out, output.errors)}
+    state = output.record.read_bytes()
+    lengths = {file: file.stat().st_size if file.exists() else 0 for file in (out, output.failed)}
     output.add(*CHUNKS[torn])
-    output.state.write_bytes(state)  # the kill came before the progress was recorded, ...
-    keep = {"some of out": (0.5, 0), "out": (1, 0), "some of errors": (1, 0.5), "both": (1, 1)}[written]
+    output.record.write_bytes(state)  # the kill came before the progress was recorded, ...
+    keep = {"some of out": (0.5, 0), "out": (1, 0), "some of failed": (1, 0.5), "both": (1, 1)}[written]
     for share, (file, before) in zip(keep, lengths.items(), strict=True):  # ... or earlier still
         if file.exists():
             data = file.read_bytes()
             file.write_bytes(data[: before + int(share * (len(data) - before))])
-    output.state.with_name(f"{output.state.name}.part").write_text("{torn")
+    output.record.with_name(f"{output.record.name}.part").write_text("{torn")
 
     output = RunOutput(out, OF, resume=True)
-    assert output.progress.rows == sum(size for size, _, _ in CHUNKS[:torn])
+    assert output.progress.rows == sum(len(rows) + len(failed) for rows, failed in CHUNKS[:torn])
     for chunk in CHUNKS[torn:]:
         output.add(*chunk)
     output.close()
     assert files(out.parent) == files(tmp_path / "whole")
 
 
-def test_rows_and_bad_rows_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_and_failed_rows_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     unbroken(tmp_path / "scores.csv")
     with (tmp_path / "scores.csv").open(encoding="utf-8", newline="") as file:
         assert [(row["key"], float(row["value"])) for row in csv.DictReader(file)] == [
@@ -64,7 +64,7 @@ def test_rows_and_bad_rows_read_back(tmp_path: Path, capsys: pytest.CaptureFixtu
         ]
     again = RunOutput(tmp_path / "scores.csv", OF, resume=True)
     assert again.progress.complete
-    assert again.report() == 1
+    assert again.report("scored") == 1
     said = capsys.readouterr().out
     assert "4 scored" in said
     assert "row 1 (a): a.png: no such file" in said
@@ -74,7 +74,7 @@ def test_rows_and_bad_rows_read_back(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_another_run_or_an_edited_file_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "scores.csv"
     unbroken(out)
-    with pytest.raises(ValueError, match=r"begun with another table.*resume=false"):
+    with pytest.raises(ValueError, match=r"a run that differs in table; choose another out, or resume=false"):
         RunOutput(out, {**OF, "table": "x"}, resume=True)
     out.write_bytes(out.read_bytes()[:5])
     with pytest.raises(ValueError, match="is shorter than"):
@@ -82,8 +82,6 @@ def test_another_run_or_an_edited_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "scores.csv.run.json").unlink()
     with pytest.raises(ValueError, match="not a run to resume"):
         RunOutput(out, OF, resume=True)
-    with pytest.raises(ValueError, match=r"\.csv or \.jsonl"):
-        RunOutput(tmp_path / "scores.txt", OF, resume=True)
     assert RunOutput(out, OF, resume=False).progress.rows == 0
     assert files(tmp_path).keys() == {"scores.csv", "scores.csv.run.json"}
     assert out.read_bytes() == b""
@@ -103,5 +101,5 @@ def test_a_record_that_is_none_is_told(tmp_path: Path) -> None:
     unbroken(tmp_path / "scores.csv")
     for text in ('{"of": {}, "colour": 1}', "{", "[1]"):
         (tmp_path / "scores.csv.run.json").write_text(text)
-        with pytest.raises(ValueError, match=r"scores\.csv\.run\.json is no record of a run; choose another out="):
+        with pytest.raises(ValueError, match=r"scores\.csv\.run\.json is no record of a run; choose another out"):
             RunOutput(tmp_path / "scores.csv", OF, resume=True)
