@@ -4,9 +4,10 @@ import io
 import re
 import struct
 import zlib
+from contextlib import suppress
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 FITS = ("squash", "pad")
 CHANNELS = {"image": "RGB", "product": "RGBA", "depth": "L", "saliency": "L"}
@@ -15,14 +16,18 @@ TOLERANCE = 0.01  # by which the aspect ratios of a picture and its product may 
 
 
 def opened(data: bytes, field: str) -> Image.Image:
-    """The picture with its header read and checked, its pixels not yet decoded.
+    """The image as it is meant to be seen, its header read and checked, its pixels not yet decoded.
 
-    Raises one of BROKEN when it is no picture, and ValueError for a product without alpha.
+    An image with an EXIF orientation, as of a camera held upright, is decoded and turned. Raises one of BROKEN when it
+    is no image, and ValueError for a product without alpha.
     """
     image = Image.open(io.BytesIO(data))
     if field == "product" and not image.has_transparency_data:
         raise ValueError(f"a product needs an alpha channel, this one is {image.mode}")
-    return image
+    orientation = 1
+    with suppress(*BROKEN):  # of damaged EXIF data: the pixels may be whole
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)  # PNG's own would decode them
+    return image if orientation == 1 else ImageOps.exif_transpose(image)
 
 
 def reason(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from src.data.ads import SUFFIXES
 from src.data.images import BROKEN, opened, reason, resized
@@ -130,7 +130,7 @@ def placed(file: Path, size: int, scale: float = 0.5, centre: tuple[float, float
     if len(centre) != 2 or not all(isinstance(share, int | float) for share in centre):
         raise ValueError(f"centre={list(centre)}: two numbers are needed, across and down.")
     try:
-        image = ImageOps.exif_transpose(opened(file.read_bytes(), "product").convert("RGBA"))
+        image = opened(file.read_bytes(), "product").convert("RGBA")
     except BROKEN as error:
         raise ProductError(reason(error)) from None
     solid = np.asarray(image)[..., 3] >= VISIBLE

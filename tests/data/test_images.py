@@ -1,3 +1,4 @@
+import io
 from pathlib import Path
 
 import numpy as np
@@ -51,3 +52,32 @@ def test_hidden_colour_does_not_bleed_into_the_product():
     assert ((alpha > 0) & (alpha < 255)).any()
     assert red[alpha > 0].max() <= 2
     assert blue[alpha > 0].min() >= 253
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_turned_as_its_orientation_says(kind, orientation):
+    upright = np.zeros((24, 16, 3), np.uint8)
+    upright[:8, :8] = (255, 0, 0)
+    upright[16:, 8:] = (0, 0, 255)
+    turns = [None, None, 0, 3, 1, 5, 2, 6, 4]  # PIL's transpositions that make the stored image of the upright one
+    stored = Image.fromarray(upright)
+    if turns[orientation] is not None:
+        stored = stored.transpose(Image.Transpose(turns[orientation]))
+    exif = Image.Exif()
+    exif[274] = orientation
+    data = io.BytesIO()
+    options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}
+    stored.save(data, kind, exif=exif, **options.get(kind, {}))
+    image = opened(data.getvalue(), "image")
+    assert image.size == (16, 24)
+    seen = decoded(image, "image", 24, "pad")[:, :, 4:20].transpose(1, 2, 0)
+    assert np.abs(seen.astype(int) - upright).max() <= 8  # JPEG is lossy
+    assert seen[4, 4].argmax() == 0
+    assert seen[20, 12].argmax() == 2
+
+
+def test_damaged_exif_data_cost_no_image():
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(data, "JPEG", exif=b"Exif\0\0broken")
+    assert opened(data.getvalue(), "image").size == (8, 8)
