@@ -24,6 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 CONF = Path(__file__).parent.parent / "conf"
+# Keys whose values are paths.
+PATHS = ("out", "table", "folder", "products", "prompts", "checkpoint", "root", "cache")
 
 
 class ConfigError(ValueError):
@@ -184,8 +186,12 @@ def _free(node: dict, prefix: str = "") -> set[str]:
 
 
 def _parse(word: str, text: str) -> Any:
+    """The value of a word as YAML. Paths are texts as they are typed, and so is `a: b` without braces."""
+    if word.partition("=")[0].rpartition(".")[2] in PATHS and text not in ("", "null"):
+        return text
     with _told(word):
-        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore
+        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore
+    return text if isinstance(value, dict) and not text.lstrip().startswith("{") else value
 
 
 def _keys(node: dict, prefix: str = "") -> dict[str, Any]:

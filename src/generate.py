@@ -15,7 +15,6 @@ from typing import Any
 
 from omegaconf import DictConfig
 from torchvision.transforms.functional import to_pil_image
-from tqdm import tqdm
 
 from src.build import build
 from src.config import plain
@@ -28,6 +27,7 @@ from src.runtime.checkpoint import fingerprint
 from src.runtime.command import command
 from src.runtime.device import PRECISIONS, autocast, torch_device
 from src.runtime.files import atomic, check_names, write_json
+from src.runtime.progress import progress_bar
 from src.runtime.run_output import FailedRow, RunOutput
 
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: in names and JSON of broken text
@@ -61,6 +61,8 @@ def generate(generator: Generator, reward: Reward, config: DictConfig) -> tuple[
     for name in ("attempts", "threshold", "scale", "batch_size"):
         if config[name] is None:
             raise ValueError(f"{name}=null: it takes a number.")
+    if config.threshold > reward.highest:
+        raise ValueError(f"threshold={config.threshold}: {type(reward).__name__} is never above {reward.highest}.")
     device, out = torch_device(config.device), Path(config.out)
     precision = autocast(device, config.precision)
     size = config.size or generator.size
@@ -92,7 +94,7 @@ def generate(generator: Generator, reward: Reward, config: DictConfig) -> tuple[
     generator.to(device, PRECISIONS[config.precision])
     reward.to(device)
     asked = records(waiting, reward, size, config, output)
-    with precision, tqdm(total=len(wanted), initial=len(done), unit="ad", disable=None) as bar:
+    with precision, progress_bar(len(wanted), len(done)) as bar:
         for job, accepted in recurrent(
             generator, reward, asked, config.threshold, config.attempts, config.batch_size, config.seed, device
         ):

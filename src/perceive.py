@@ -18,7 +18,6 @@ import cv2
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from tqdm import tqdm
 
 from src.build import build
 from src.config import plain
@@ -30,6 +29,7 @@ from src.runtime.checkpoint import fingerprint
 from src.runtime.command import command
 from src.runtime.device import autocast, torch_device
 from src.runtime.files import atomic, check_names
+from src.runtime.progress import progress_bar
 from src.runtime.run_output import FailedRow, RunOutput
 
 FREE = ("batch_size", "num_workers", "seed", "shares", "cache", "quarantine", "verify")  # settings of data
@@ -39,7 +39,7 @@ def perceive(data: AdData, split: str, keys: dict[int, str], output: RunOutput, 
     """Writes the maps of these rows of a split, given with their keys."""
     canvas, fit = getattr(data.split(split), "canvas", None), getattr(data.source, "fit", "squash")
     waiting = iter(keys.items())
-    with ThreadPoolExecutor() as pool, tqdm(total=len(keys), desc=split, unit="ad", disable=None) as bar:
+    with ThreadPoolExecutor() as pool, progress_bar(len(keys), desc=split) as bar:
         for batch in data.batches(split, device, rows=list(keys)):
             maps = {f: (batch[f][:, 0].float() * 255).round().byte().cpu().numpy() for f in data.lacking}
             files, made, failed = {}, [], []

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
-from tqdm import tqdm
 
 from src.build import build
 from src.config import plain
@@ -31,6 +30,7 @@ from src.runtime.checkpoint import fingerprint
 from src.runtime.command import command
 from src.runtime.device import autocast, torch_device
 from src.runtime.files import TABLES
+from src.runtime.progress import progress_bar
 from src.runtime.run_output import FailedRow, RunOutput
 
 READERS = min(8, os.cpu_count() or 1)  # threads that decode pictures; decoding lets go of the interpreter's lock
@@ -91,7 +91,7 @@ def score(
     chunks = _chunks(islice(ads, done, None), batch_size)
     gpu = device.type != "cpu"
     loaded = _ahead(lambda rows: read(ads, rows, max_size, device.type == "cuda"), chunks, overlap=gpu)
-    with tqdm(total=max(ads.total, done), initial=done, unit="ad", disable=None) as bar:
+    with progress_bar(max(ads.total, done), done) as bar:
         waiting: deque[tuple[Chunk, Any]] = deque()
         for chunk in loaded:  # a GPU works on this chunk while the one before is written
             waiting.append((chunk, judged(reward, chunk, device)))

@@ -170,6 +170,17 @@ def test_words_are_yaml(root: Path, text: str, value: object) -> None:
     assert type(OmegaConf.to_container(config)["init"]) is type(value)  # type: ignore[index]
 
 
+@pytest.mark.parametrize("text", ["2024", "001", "#1", "a: b", "[x]", "1e3", "null ", "x=y"])
+def test_paths_are_texts(root: Path, text: str) -> None:
+    config = compose("fit", [f"out={text}", "data=files", f"data.root={text}"], root)
+    assert (config.out, config.data.root) == (text, text)
+    assert compose("fit", ["out=null"], root).out is None
+
+
+def test_a_colon_in_a_text_makes_no_mapping(root: Path) -> None:
+    assert compose("fit", ["model.kwargs.prompt=text: logo"], root).model.kwargs.prompt == "text: logo"
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_every_float_survives(tmp_path_factory: pytest.TempPathFactory, value: float) -> None:

@@ -239,6 +239,7 @@ def test_other_seeds_share_no_attempt(words, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("word", "told"),
     [
+        ("threshold=0.1", "threshold=0.1: RFNetReward is never above 0.0"),
         ("threshold=null", "threshold=null: it takes a number"), ("seed=null", "seed=null: it takes a number"),
         ("reward=null", "a reward to accept by: neither can be null"), ("centre=[a,b]", "two numbers are needed"),
     ],

@@ -20,10 +20,10 @@ from typing import IO
 import numpy as np
 
 from src.data.batch import PICTURES, Record
-from src.data.images import BROKEN, CHANNELS, check_canvas, in_mode, opened, reason, resized
+from src.data.images import BROKEN, CHANNELS, VISIBLE, check_canvas, in_mode, opened, reason, resized
 from src.data.tables import SEPARATORS, csv_header, csv_rows, json_rows
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # of pictures in a folder
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")  # of pictures in a folder
 READABLE = ("product", "depth", "saliency", "title", "prompt")  # fields besides the image that a row can carry
 
 
@@ -153,6 +153,8 @@ class Table(Ads):
             rows = csv_rows(file, self.separator) if self.separator else json_rows(file)
             for number, (_, values, problem) in enumerate(rows, start=1):
                 cells = {name: str(value) for name, value in values.items() if value is not None}
+                if odd := [n for n, v in values.items() if isinstance(v, list | dict) or v != v]:  # NaN
+                    problem = problem or f"{odd[0]} is {values[odd[0]]}, not a text"
                 yield Row(number, cells.get("key" if "key" in cells else "image", ""), cells, problem)
 
     def _file(self, row: Row, field: str) -> Path:
@@ -198,7 +200,7 @@ class Folder(Ads):
             return self.path / ("" if self.flat else field) / row.cells["image"]
         if field not in PICTURES:
             return self.path / field / f"{row.key}.txt"
-        for suffix in SUFFIXES:
+        for suffix in (*SUFFIXES, *map(str.upper, SUFFIXES)):
             if (file := self.path / field / f"{row.key}{suffix}").exists():
                 return file
         raise RowError(f"no such picture ({', '.join(SUFFIXES)})", self.path / field / row.key)
@@ -234,6 +236,8 @@ def read_picture(
     except BROKEN as error:
         raise RowError(reason(error), file) from None
     array = np.asarray(resized(picture, size or picture.size))
+    if field == "product" and array[..., 3].max() < VISIBLE:
+        raise RowError(f"its alpha is empty: nowhere above {VISIBLE - 1} of 255", file)
     return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
 

@@ -12,6 +12,7 @@ from PIL import ExifTags, Image, ImageOps
 FITS = ("squash", "pad")
 CHANNELS = {"image": "RGB", "product": "RGBA", "depth": "L", "saliency": "L"}
 BROKEN = (OSError, SyntaxError, ValueError, struct.error, zlib.error, EOFError, Image.DecompressionBombError)
+VISIBLE = 128  # alpha from which a pixel belongs to the product
 TOLERANCE = 0.01  # by which the aspect ratios of a picture and its product may differ (rounded sizes)
 
 
@@ -42,7 +43,8 @@ def check_canvas(field: str, size: tuple[int, int], canvas: tuple[int, int]) -> 
     """Raises ValueError when a product or map is not of the picture's shape: fitted, it would lie beside its place."""
     (width, height), (across, down) = size, canvas
     off = abs(width * down - height * across)
-    if off > max(TOLERANCE * height * across, 0.5 * max(across, down)):  # a side may be rounded by half a pixel
+    rounding = 0.5 * max(width, height, across, down)  # a side may be rounded by half a pixel
+    if off > max(TOLERANCE * height * across, rounding):
         raise ValueError(f"{field} is {width}x{height}, but its picture is {across}x{down}: not the same canvas")
 
 

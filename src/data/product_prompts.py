@@ -11,10 +11,8 @@ import numpy as np
 from PIL import Image
 
 from src.data.ads import SUFFIXES
-from src.data.images import BROKEN, opened, reason, resized
+from src.data.images import BROKEN, VISIBLE, opened, reason, resized
 from src.data.tables import SEPARATORS, csv_rows, json_rows
-
-VISIBLE = 128  # alpha from which a pixel belongs to the product
 
 
 class ProductError(ValueError):

@@ -334,6 +334,13 @@ def part_of(kind: Any, folder: str | Path, subfolder: str = "") -> Any:
     Weights that lie there as the variant "fp16" alone are taken too.
     """
     place, net = str(located(folder)), issubclass(kind, nn.Module)
+    if Path(place).is_file():
+        raise ValueError(
+            f"{folder} is a file; a folder in diffusers' layout is needed, as "
+            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER) makes of a single file."
+        )
+    if not Path(place).exists() and (place.startswith((".", "/")) or place.count("/") != 1):  # a hub id is owner/name
+        raise ValueError(f"there is no folder {folder}.")
     read: Any = kind.from_pretrained
     wide = {"dtype" if kind is CLIPTextModel else "torch_dtype": torch.float32}
     errors: list[Exception] = []

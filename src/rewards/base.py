@@ -1,5 +1,6 @@
 """The reward interface: a frozen scorer of images, differentiable in them, with which any generator can be tuned."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Self
@@ -31,6 +32,7 @@ class Reward(nn.Module, ABC):
     """
 
     fields: frozenset[str]  # batch fields it needs besides the images
+    highest: float = math.inf  # upper bound of the values
 
     @abstractmethod
     def score(self, images: Tensor, batch: Batch) -> Score:

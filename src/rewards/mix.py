@@ -24,6 +24,8 @@ class Mix(Reward):
         self.rewards = nn.ModuleDict(rewards)
         self.weights = dict(weights) if weights is not None else dict.fromkeys(rewards, 1 / len(rewards))
         self.fields = frozenset().union(*(reward.fields for reward in rewards.values()))
+        if min(self.weights.values()) > 0:
+            self.highest = sum(self.weights[name] * reward.highest for name, reward in rewards.items())
         self.freeze()
 
     def score(self, images: Tensor, batch: Batch) -> Score:

@@ -1,5 +1,7 @@
 """Progress and metrics as lines of text."""
 
+import io
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
+from tqdm import tqdm
 
 EVERY = 10.0  # seconds between lines
 
@@ -57,3 +60,21 @@ def table(metrics: Mapping[str, float]) -> str:
         for name, value in metrics.items()
         if not name.startswith(before)
     )
+
+
+def progress_bar(total: int, done: int = 0, desc: str | None = None) -> tqdm:
+    """A bar in a terminal; else, as in a log, a line now and then, and none if all is done within seconds."""
+    how: dict[str, Any] = {"total": total, "initial": done, "desc": desc, "unit": "ad"}
+    if not sys.stderr.isatty():
+        how |= {"file": Log(), "mininterval": EVERY, "delay": EVERY, "ascii": True}
+    return tqdm(**how)
+
+
+class Log(io.TextIOBase):
+    """stderr for a bar that draws itself anew from the start of its line: each time on a line of its own."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(f"{text.strip()}\n" if text.strip() else "")
+
+    def flush(self) -> None:
+        sys.stderr.flush()

@@ -68,6 +68,7 @@ class RunOutput:
             raise ValueError(f"{out} has results; resume=true resumes, out=FOLDER begins another run.")
         if resume and self.table.exists():
             self.progress = self._recorded()
+            self._record()
         else:
             if not self.record.exists() and (foreign := next((file for file in files if file.exists()), None)):
                 raise ValueError(f"{foreign} was not written by this command; choose another out.")
@@ -90,6 +91,8 @@ class RunOutput:
             progress = Progress(**json.loads(self.record.read_text(encoding="utf-8")))
         except (ValueError, TypeError):
             raise ValueError(f"{self.record} is no record of a run; {self.again}.") from None
+        if progress.rows == (progress.failed if self.folder else 0):  # it stopped before the first result
+            return self.progress
         known = progress.settings
         if changed := [name for name in settings | known if settings.get(name) != known.get(name)]:
             raise ValueError(f"{self.out} holds results of a run that differs in {', '.join(changed)}; {self.again}.")
@@ -153,15 +156,15 @@ class RunOutput:
     def report(self, done: str) -> int:
         """Prints how many rows have results, `done`, and the first failed rows; returns the exit code."""
         print(f"{self.progress.rows - self.progress.failed} {done}")
-        if not self.progress.failed:
+        if not (failed := self.progress.failed):
             return 0
-        print(f"{self.progress.failed} failed rows in {self.failed}:")
+        print(f"{failed} failed row{'s' if failed > 1 else ''} in {self.failed}:")
         with self.failed.open(encoding="utf-8", newline="") as file:
             for row in islice(csv.DictReader(file), LISTED):
                 place = f"{row['file']}: " if row["file"] else ""
                 print(f"  row {row['row']} ({row['key']}): {place}{row['reason']}")
-        if self.progress.failed > LISTED:
-            print(f"  and {self.progress.failed - LISTED} more")
+        if failed > LISTED:
+            print(f"  and {failed - LISTED} more")
         return 1
 
 

@@ -123,6 +123,36 @@ def test_bad_lines_of_jsonl(tmp_path: Path) -> None:
     found = problems(ads)
     assert sorted(found) == [2, 3, 4, 5]
     assert [word in found[n] for n, word in ((2, "JSON"), (3, "object"), (4, "no image"), (5, "UTF-8"))] == [True] * 4
+    file.write_text('{"image": "a.png", "title": ["a"]}\n{"image": "a.png", "title": NaN}\n')
+    found = problems(Table(file, frozenset({"title"})))
+    assert found == {1: "title is ['a'], not a text", 2: "title is nan, not a text"}
+
+
+def test_a_product_that_shows_nothing_is_told(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    Image.new("RGBA", (12, 8), (255, 0, 0, 127)).save(tmp_path / "clear.png")
+    ads = Table(table(tmp_path, [{"image": "a.png", "product": "clear.png"}]), frozenset({"product"}))
+    assert "its alpha is empty: nowhere above 127 of 255" in problems(ads)[1]
+
+
+def test_sizes_that_were_rounded_are_one_canvas(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", size=(1940, 90))
+    picture(tmp_path / "b.png", "RGBA", (1940, 90))
+    ads = Table(table(tmp_path, [{"image": "a.png", "product": "b.png"}]), frozenset({"product"}))
+    record = ads.read(next(iter(ads)), 1024)
+    assert record["image"].shape == (3, 48, 1024)
+    assert record["product"].shape == (4, 48, 1024)
+
+
+def test_suffixes_of_pictures_may_be_upper_case(tmp_path: Path) -> None:
+    for name in ("image/a.PNG", "product/a.PNG", "image/b.tif", "product/b.gif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        image = Image.new("RGBA", (8, 8), (255, 0, 0, 255))
+        image.putpixel((0, 0), (0, 0, 0, 0))
+        image.save(tmp_path / name)
+    ads = Folder(tmp_path, frozenset({"product"}))
+    assert [row.key for row in ads] == ["a", "b"]
+    assert problems(ads) == {}
 
 
 def test_a_table_that_cannot_do_is_refused_by_name(tmp_path: Path) -> None:
@@ -156,7 +186,10 @@ def test_a_folder_holds_a_subfolder_per_field_in_the_order_of_names(tmp_path: Pa
     assert [row.key for row in ads] == ["a", "b", "c", "d"]
     assert ads.total == 4
     assert ads.read(next(iter(ads)))["title"] == "oak chair"
-    assert problems(ads) == {3: "no such picture (.png, .jpg, .jpeg, .webp, .bmp)", 4: "the file is empty"}
+    assert problems(ads) == {
+        3: "no such picture (.png, .jpg, .jpeg, .webp, .bmp, .tif, .tiff, .gif)",
+        4: "the file is empty",
+    }
 
 
 def test_a_flat_folder_does_for_pictures_alone_and_same_stems_clash(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_what_cannot_be_read_is_told_by_file_and_line(tmp_path):
 
 
 def test_what_is_left_out_is_told(tmp_path):
-    for name in ("a.png", ".hidden.png", "b.tif"):
+    for name in ("a.png", ".hidden.png", "b.ico"):
         cutout(tmp_path / "in" / name)
     (tmp_path / "in/notes.md").write_text("no picture")
     table = tmp_path / "prompts.csv"
@@ -91,7 +91,7 @@ def test_what_is_left_out_is_told(tmp_path):
         found = read_product_prompts(tmp_path / "in", table)
     assert [order.key for order in found] == ["a"]
     assert [str(warning.message).partition(": ")[2] for warning in told] == [
-        "not read, as no .png, .jpg, .jpeg, .webp, .bmp: b.tif (1 in all).",
+        "not read, as no .png, .jpg, .jpeg, .webp, .bmp, .tif, .tiff, .gif: b.ico (1 in all).",
         f"keys without a picture in {tmp_path / 'in'}: ghost (1 in all).",
     ]
 

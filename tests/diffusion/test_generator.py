@@ -235,6 +235,16 @@ def test_a_prompt_that_is_cut_and_a_foreign_size_are_told():
         painter.words(["a " * 30])
 
 
+def test_a_folder_that_is_none_is_told_at_once(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.touch()
+    with pytest.raises(ValueError, match=r"model\.safetensors is a file; a folder in diffusers' layout is needed"):
+        load_generator(file)
+    for folder in (tmp_path / "none", "runs/none/checkpoint", "./none"):
+        with pytest.raises(ValueError, match=f"there is no folder {folder}"):
+            load_generator(folder)
+
+
 def test_an_outline_reaches_the_end_of_a_fresh_controlnets_way_from_it(tmp_path):
     tiny.generator().save(tmp_path)
     embedding: Any = fresh_controlnet(tmp_path, edge_channels=(8, 16, 32, 48)).controlnet_cond_embedding

@@ -54,6 +54,7 @@ def test_value_and_parts_are_finite_float32_rows(reward: Reward) -> None:
         assert values.shape == (3,)
         assert values.dtype == torch.float32
         assert values.isfinite().all()
+    assert (score.value <= reward.highest).all()
     assert score.value.unique().numel() == 3, "three pictures of noise are told apart"
 
 

@@ -87,6 +87,39 @@ def test_another_run_or_an_edited_file_is_refused(tmp_path: Path) -> None:
     assert out.read_bytes() == b""
 
 
+def test_a_run_that_stopped_before_its_first_result_binds_nothing(tmp_path: Path) -> None:
+    RunOutput(tmp_path / "scores.csv", OF, resume=True)
+    RunOutput(tmp_path / "ads", OF, resume=True)
+    for name in ("scores.csv", "ads"):
+        assert RunOutput(tmp_path / name, {"table": "x"}, resume=True).progress.settings == {"table": "x"}
+
+
+def test_results_of_a_folder_have_keys_and_those_that_are_gone_are_to_be_done_again(tmp_path: Path) -> None:
+    output = RunOutput(tmp_path, OF, resume=True)
+    output.add([{"key": "a", "value": 1.5}, {"key": "b\udcff", "value": 0.25}], [FailedRow(3, "c\udcff", "", "torn")])
+    with output.table.open("a") as file:
+        file.write('{"key": "d", "va')  # torn by a kill
+    again = RunOutput(tmp_path, OF, resume=True)
+    assert again.results(lambda row: row["key"] != "a") == {"b\udcff": {"key": "b\udcff", "value": 0.25}}
+    assert again.progress.rows == 1
+    assert not again.failed.exists()
+    assert RunOutput(tmp_path, OF, resume=True).results(lambda row: True).keys() == {"b\udcff"}
+    with pytest.raises(ValueError, match="has results; resume=true resumes"):
+        RunOutput(tmp_path, OF, resume=False)
+    again.table.write_text('{"key"\n')
+    with pytest.raises(ValueError, match=r"manifest\.jsonl, line 1: damaged"):
+        RunOutput(tmp_path, OF, resume=True).results(lambda row: True)
+
+
+def test_inputs_and_foreign_files_are_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    with pytest.raises(ValueError, match=r"a\.png was not written by this command"):
+        RunOutput(tmp_path, OF, resume=True, files=[tmp_path / "b.png", tmp_path / "a.png"])
+    with pytest.raises(ValueError, match=r"would replace .*manifest\.jsonl, which is read"):
+        RunOutput(tmp_path, OF, resume=True, inputs=[tmp_path / "x/../manifest.jsonl"])
+    assert files(tmp_path).keys() == {"a.png"}
+
+
 def test_scores_never_lie_without_their_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "scores.csv"
     monkeypatch.setattr(RunOutput, "_record", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))  # killed there

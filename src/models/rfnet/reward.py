@@ -23,6 +23,8 @@ class RFNetReward(Reward):
     "batch": the batch's own depth and saliency, for images that come with them.
     """
 
+    highest = 0.0
+
     def __init__(
         self,
         checkpoint: str | Path = "checkpoints/rfnet-reward",
