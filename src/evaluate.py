@@ -13,7 +13,6 @@ from omegaconf import DictConfig
 
 from src.build import build
 from src.data.module import AdData
-from src.fit import measured_rows
 from src.runtime.checkpoint import load
 from src.runtime.command import command
 from src.runtime.files import write_json
@@ -46,7 +45,7 @@ def main(config: DictConfig) -> None:
     if not (records := len(data.split(config.split))):
         raise ValueError(f"the {config.split} split has no records.")
     trainer = L.Trainer(**build(config.trainer), logger=False, enable_checkpointing=False)
-    asked = measured_rows(trainer, data, records)
+    asked = data.measured_rows(trainer, records)
     transforms = [name for name in ("repainted", "perceived") if config[name]]
     metrics = evaluate(system, data, config.split, trainer, transforms)
     share = f"{asked} of {records}" if asked < records else records

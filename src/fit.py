@@ -115,7 +115,7 @@ def fit(system: System, data: AdData, config: dict[str, Any]) -> dict[str, float
     metrics = {name: float(value) for name, value in measured.items()}
     if trainer.is_global_zero:
         spent = f"{duration(keeper.seconds)} for {trainer.global_step} steps"
-        asked = measured_rows(trainer, data, sizes["test"]) if tests else 0
+        asked = data.measured_rows(trainer, sizes["test"]) if tests else 0
         about = describe(system, data, sizes, asked, config, spent, machine(device, trainer.world_size))
         checkpoint.save(out / "checkpoint", system.cpu().eval(), config["model"], metrics, about, dtype)
         pictures = system.to(device).report(data, out / "pictures") if tests else []
@@ -154,13 +154,6 @@ def machine(device: torch.device, world_size: int) -> str:
     if device.type == "cuda":
         return f"{world_size} x {torch.cuda.get_device_name(device)}"
     return f"{os.cpu_count()} {'CPU' if device.type == 'cpu' else device.type} cores, {platform.machine()}"
-
-
-def measured_rows(trainer: L.Trainer, data: AdData, size: int) -> int:
-    """How many of the `size` rows of a split `trainer.limit_test_batches` leaves to be measured, about."""
-    limit = trainer.limit_test_batches
-    batches = limit if isinstance(limit, int) else limit * size / data.batch_size
-    return min(size, round(batches * data.batch_size * trainer.world_size))
 
 
 def describe(

@@ -22,10 +22,6 @@ ALLOWED = {
 FILES = {"config": set(), "build": {"config"}}  # the files of src itself that are no commands
 # The packages of models whose code another package of models builds on; layers, augmentation, ... are for all.
 PACKAGES = {"rfft": {"generator"}, "rfnet": {"perception"}}
-# What is still to be mended.
-EXCEPTIONS = {
-    "evaluate.py": {"fit"},
-}
 
 
 def imported(file: Path) -> set[str]:
@@ -59,7 +55,6 @@ def forbidden(file: Path) -> list[str]:
     else:
         commands = {path.stem for path in (ROOT / "src").glob("*.py")} - FILES.keys()
         allowed = {name.partition(".")[0] for name in names} - commands
-    allowed = allowed | EXCEPTIONS.get(file.relative_to(ROOT / "src").as_posix(), set())
     return sorted(name for name in names if not below(name, allowed))
 
 

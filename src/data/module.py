@@ -161,6 +161,12 @@ class AdData(L.LightningDataModule):
             self._splits[name] = self.source.split(name)
         return self._splits[name]
 
+    def measured_rows(self, trainer: L.Trainer, size: int) -> int:
+        """How many of the `size` rows of a split `trainer.limit_test_batches` leaves to be measured, about."""
+        limit = trainer.limit_test_batches
+        batches = limit if isinstance(limit, int) else limit * size / self.batch_size
+        return min(size, round(batches * self.batch_size * trainer.world_size))
+
     def setup(self, stage: str) -> None:
         if self.trainer is not None:
             self.require(cast(System, self.trainer.lightning_module))
