@@ -1,6 +1,6 @@
 """Ads to be scored, read row by row from a table or a folder: any number of rows, memory that does not grow with them.
 
-A table is CSV, TSV or JSONL, UTF-8, with a column `image` (a path, relative to the table's folder) and the columns that
+A table (`src.data.tables`) has a column `image` (a path, relative to the table's folder) and the columns that
 the reward needs: product, depth, saliency (paths), title, prompt (texts). The column `key`, which must then be unique,
 names the rows; without it the image does.
 
@@ -15,13 +15,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from src.data.batch import PICTURES, Record
 from src.data.images import BROKEN, CHANNELS, VISIBLE, check_canvas, in_mode, opened, reason, resized
-from src.data.tables import SEPARATORS, csv_header, csv_rows, json_rows
+from src.data.tables import TableReader
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")  # of pictures in a folder
 READABLE = ("product", "depth", "saliency", "title", "prompt")  # fields besides the image that a row can carry
@@ -119,11 +118,7 @@ class Table(Ads):
 
     def __init__(self, path: Path, fields: frozenset[str]) -> None:
         super().__init__(path, fields)
-        self.separator = SEPARATORS.get(path.suffix.lower())
-        if not self.separator and path.suffix.lower() != ".jsonl":
-            raise ValueError(f"{path}: a table is .csv, .tsv or .jsonl, not '{path.suffix}'.")
-        if not path.is_file():
-            raise ValueError(f"{path}: no such file.")
+        self.table = TableReader(path, self.fields)
         self.in_files = [field for field in self.fields if field in PICTURES]
         digest, lines, last = hashlib.blake2b(digest_size=16), 0, b"\n"
         with path.open("rb") as file:
@@ -132,30 +127,11 @@ class Table(Ads):
                 lines, last = lines + block.count(b"\n"), block[-1:]
         self.fingerprint = digest.hexdigest()
         self.total = lines + (last != b"\n")
-        if self.separator:
-            self.total -= 1
-            with self._open() as file:
-                self._columns(csv_header(file, self.separator))
-
-    def _open(self) -> IO[str]:
-        # Bytes that are not UTF-8 survive as surrogates, to be reported with their row.
-        return self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
-
-    def _columns(self, header: list[str]) -> None:
-        has = ", ".join(header) or "no header"
-        if missing := [field for field in self.fields if field not in header]:
-            raise ValueError(f"{self.path}: the column {', '.join(missing)} is missing; the table has {has}.")
-        if len(set(header)) < len(header):
-            raise ValueError(f"{self.path}: a column stands twice: {has}.")
+        self.total -= bool(self.table.columns)
 
     def _rows(self) -> Iterator[Row]:
-        with self._open() as file:
-            rows = csv_rows(file, self.separator) if self.separator else json_rows(file)
-            for number, (_, values, problem) in enumerate(rows, start=1):
-                cells = {name: str(value) for name, value in values.items() if value is not None}
-                if odd := [n for n, v in values.items() if isinstance(v, list | dict) or v != v]:  # NaN
-                    problem = problem or f"{odd[0]} is {values[odd[0]]}, not a text"
-                yield Row(number, cells.get("key" if "key" in cells else "image", ""), cells, problem)
+        for number, (_, cells, problem) in enumerate(self.table, start=1):
+            yield Row(number, cells.get("key" if "key" in cells else "image", ""), cells, problem)
 
     def _file(self, row: Row, field: str) -> Path:
         return self.path.parent / row.cells[field]

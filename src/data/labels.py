@@ -1,6 +1,5 @@
 """The tables beside the pictures: label.txt, a table of titles, lists of keys; a million rows in seconds."""
 
-import codecs
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -10,12 +9,11 @@ import numpy as np
 
 from src.data.archive import Names
 from src.data.batch import CLASSES
-from src.data.tables import SEPARATORS, csv_rows, json_rows
+from src.data.tables import TableReader
 
 UNSUITABLE = "unsuitable"  # the product photo itself is cut off or damaged; in the release, not in the article
 NAMES = (*CLASSES, UNSUITABLE)
 LABELS = {1: "available", 2: UNSUITABLE, **dict(enumerate(CLASSES[1:], 3))}  # release
-TABLES = (*SEPARATORS, ".jsonl")
 
 Fault = Callable[[Path, int, str, str], None]  # file, line, key, reason: raises, or lists it and returns
 
@@ -77,47 +75,25 @@ def _class(name: str) -> int:
 
 
 def read_texts(path: Path, fault: Fault, encoding: str = "utf-8") -> tuple[Names, dict[str, Names]]:
-    """The keys of a CSV, TSV or JSONL table with `key`, `title` and maybe `prompt`, and these texts by field.
+    """The keys of a table with `key`, `title` and maybe `prompt`, and these texts by field.
 
     A row with an empty key or text is left out, so that its picture counts as one without a title. A row that is
     torn, has too many or too few cells or is not in `encoding` is a fault.
     """
-    if path.suffix.lower() not in TABLES:
-        raise ValueError(f"{path}: titles come from a table of type {', '.join(TABLES)}.")
     if not path.is_file():
         raise ValueError(f"{path}: there is no such table of titles; data.titles=null says that there is none.")
     texts: dict[str, list[bytes]] = {}
     keys: list[bytes] = []
-    for line, row in _rows(path, fault, encoding):
-        fields = [field for field in ("title", "prompt") if field in row]
-        if not texts:
-            if "key" not in row or "title" not in row:
-                raise ValueError(f"{path}, line {line}: needs the columns key and title, has {', '.join(row)}.")
-            texts = {field: [] for field in fields}
-        if fields != list(texts):
-            fault(path, line, str(row.get("key")), f"has {', '.join(fields)}, but the first row {', '.join(texts)}")
-        elif row["key"] and all(row[field] for field in fields):
-            keys.append(str(row["key"]).encode())
+    for line, cells, problem in TableReader(path, ("key", "title"), encoding):
+        fields = [field for field in ("title", "prompt") if field in cells]
+        texts = texts or {field: [] for field in fields if not problem}
+        if not problem and fields != list(texts):
+            problem = f"has {', '.join(fields)}, but the first row {', '.join(texts)}"
+        if problem:
+            way = "; data.titles_encoding= names another encoding" if problem.startswith("is not ") else ""
+            fault(path, line, cells.get("key", "").encode(errors="replace").decode(), f"{problem}{way}")
+        elif cells["key"] and all(cells[field] for field in fields):
+            keys.append(cells["key"].encode())
             for field in fields:
-                texts[field].append(str(row[field]).encode())
+                texts[field].append(cells[field].encode())
     return Names(keys), {field: Names(values) for field, values in texts.items()}
-
-
-def _rows(path: Path, fault: Fault, encoding: str) -> Iterator[tuple[int, dict]]:
-    """The rows that are whole, each with the line it ends in."""
-    form = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
-    try:
-        codecs.lookup(form)
-    except LookupError:
-        raise ValueError(f"titles_encoding={encoding}: Python knows no such encoding.") from None
-    with open(path, encoding=form, errors="surrogateescape", newline="") as file:  # bad bytes are told with their row
-        separator = SEPARATORS.get(path.suffix.lower())
-        for line, row, reason in csv_rows(file, separator) if separator else json_rows(file):
-            try:
-                "".join(map(str, row.values())).encode()
-            except UnicodeEncodeError:
-                reason = f"is not {encoding}; data.titles_encoding= names another encoding"
-            if reason:
-                fault(path, line, str(row.get("key", "")).encode(errors="replace").decode(), reason)
-            else:
-                yield line, row

@@ -1,6 +1,5 @@
 """Products to be advertised: a folder of pictures with alpha and a file of prompts, put on the generator's canvas."""
 
-import io
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from PIL import Image
 
 from src.data.ads import SUFFIXES
 from src.data.images import BROKEN, VISIBLE, opened, reason, resized
-from src.data.tables import SEPARATORS, csv_rows, json_rows
+from src.data.tables import SEPARATORS, TableReader
 
 
 class ProductError(ValueError):
@@ -104,16 +103,12 @@ def _text(file: Path) -> str:
 
 def _table(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """The lines' numbers and rows."""
-    separator = SEPARATORS.get(file.suffix.lower())
-    if not separator and file.suffix.lower() != ".jsonl":
-        raise ValueError(f"prompts={file}: a .csv, .tsv, .jsonl or .txt file is needed, not '{file.suffix}'.")
-    with io.StringIO(_text(file), newline="") as handle:
-        for line, row, reason in csv_rows(handle, separator) if separator else json_rows(handle):
-            if missing := [name for name in ("key", "prompt") if name not in row]:
-                reason = reason or f"has no {' and no '.join(missing)}, only {', '.join(row) or 'nothing'}"
-            if reason:
-                raise ValueError(f"{file}, line {line}: {reason}.")
-            yield line, {name: "" if value is None else str(value).strip() for name, value in row.items()}
+    if file.suffix.lower() not in SEPARATORS:
+        raise ValueError(f"prompts={file}: {', '.join(SEPARATORS)} or .txt is needed, not '{file.suffix}'.")
+    for line, cells, problem in TableReader(file, ("key", "prompt")):
+        if problem:
+            raise ValueError(f"{file}, line {line}: {problem}.")
+        yield line, {name: text.strip() for name, text in cells.items()}
 
 
 def placed(file: Path, size: int, scale: float = 0.5, centre: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:

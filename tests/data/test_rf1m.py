@@ -312,7 +312,9 @@ def test_title_tables(root, suffix):
     expected = [row["title"] for row in source(root, titles="titles.csv").split("train")]
     assert [row["title"] for row in source(root, titles=f"titles.{suffix}").split("train")] == expected
     (root / f"titles.{suffix}").write_text("name\ttitle\na\tb\n" if suffix == "tsv" else '{"name": "a", "title": "b"}')
-    with pytest.raises(ValueError, match=f"titles.{suffix}, line .: needs the columns key and title, has name, title"):
+    with pytest.raises(
+        ValueError, match=f"titles.{suffix}, line 1.*(column key is missing.* has|no key, only) name, title"
+    ):
         source(root, titles=f"titles.{suffix}")
 
 
@@ -324,7 +326,7 @@ def test_title_tables(root, suffix):
         ({"on_error": "ignore"}, "on_error=ignore: choose one of raise, skip"),
         ({"products": "cutouts"}, "cutouts: there is no such folder"),
         ({"labels": "labels.txt"}, "labels.txt: there is no such label file"),
-        ({"titles": "titles.xls"}, "titles.xls: titles come from a table of type .csv, .tsv, .jsonl"),
+        ({"titles": "titles.xls"}, "titles.xls: there is no such table of titles"),
     ],
 )
 def test_words_are_checked(root, words, text):
@@ -354,9 +356,9 @@ def test_titles_in_another_encoding(root):
     (root / "titles.csv").write_bytes(table.encode("gb18030"))
     rows = source(root, titles="titles.csv", titles_encoding="gb18030").split("train")
     assert rows[0]["title"].startswith("北欧木箱 No. 0")
-    with pytest.raises(ValueError, match=r"titles\.csv, line 2, .*is not utf-8; data\.titles_encoding="):
+    with pytest.raises(ValueError, match=r"titles\.csv, line 2, .*is not UTF-8; data\.titles_encoding="):
         source(root, titles="titles.csv")
-    with pytest.raises(ValueError, match="titles_encoding=klingon"):
+    with pytest.raises(ValueError, match="Python knows no encoding 'klingon'"):
         source(root, titles="titles.csv", titles_encoding="klingon")
     with pytest.raises(ValueError, match=r"no such table of titles; data\.titles=null"):
         source(root, titles="none.csv")
