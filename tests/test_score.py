@@ -226,7 +226,7 @@ def test_the_command_scores_as_the_reward_does_and_tells_what_changed(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["table=none.csv"], "none.csv: no such file"),
+        (["table=none.csv"], "none.csv: there is no such file"),
         ([], "either table=FILE or folder=DIR"),
         (["table=a.csv", "folder=b"], "either table=FILE or folder=DIR"),
         (["folder={tmp}"], "the subfolder image, product, title is missing"),

@@ -11,7 +11,7 @@ from PIL import Image
 
 from src.data.ads import SUFFIXES
 from src.data.images import BROKEN, VISIBLE, opened, reason, resized
-from src.data.tables import SEPARATORS, TableReader
+from src.data.tables import NOT_UTF8, SEPARATORS, TableReader
 
 
 class ProductError(ValueError):
@@ -106,7 +106,7 @@ def _table(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
     if file.suffix.lower() not in SEPARATORS:
         raise ValueError(f"prompts={file}: {', '.join(SEPARATORS)} or .txt is needed, not '{file.suffix}'.")
     for line, cells, problem in TableReader(file, ("key", "prompt")):
-        if problem:
+        if problem and problem != NOT_UTF8:  # which fails its own product only
             raise ValueError(f"{file}, line {line}: {problem}.")
         yield line, {name: text.strip() for name, text in cells.items()}
 

@@ -10,6 +10,8 @@ from typing import IO, Any, NamedTuple
 
 SEPARATORS = {".csv": ",;\t", ".tsv": "\t;,", ".jsonl": ""}  # by suffix: the first that the header has most of
 
+NOT_UTF8 = "is not UTF-8"  # the problem of a row with half a character
+
 
 class TableRow(NamedTuple):
     """The line that it ends in, from 1; its cells by column, empty ones too; and why it is bad, "" if it is good."""
@@ -76,7 +78,7 @@ class TableReader:
                 try:
                     "".join(cells.values()).encode()
                 except UnicodeEncodeError:
-                    problem = f"is not {self.encoding.upper()}"
+                    problem = NOT_UTF8 if self._form == "utf-8-sig" else f"is not {self.encoding.upper()}"
                 yield TableRow(line, cells, problem)
 
     def _cells(self, file: IO[str]) -> Iterator[tuple[int, dict[str, str], str]]:

@@ -125,7 +125,7 @@ def test_bad_lines_of_jsonl(tmp_path: Path) -> None:
     assert [word in found[n] for n, word in ((2, "JSON"), (3, "object"), (4, "no image"), (5, "UTF-8"))] == [True] * 4
     file.write_text('{"image": "a.png", "title": ["a"]}\n{"image": "a.png", "title": NaN}\n')
     found = problems(Table(file, frozenset({"title"})))
-    assert found == {1: "title is ['a'], not a text", 2: "title is nan, not a text"}
+    assert found == {1: "title: a list, not a text", 2: "title: nan, not a text"}
 
 
 def test_a_product_that_shows_nothing_is_told(tmp_path: Path) -> None:
