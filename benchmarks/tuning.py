@@ -35,13 +35,13 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from src.data.batch import Batch, collate, to_float
 from src.data.showroom.world import Showroom
 from src.diffusion.generator import Generator, load_generator
-from src.diffusion.recurrent import moved
 from src.models.rfft.regularizers import ConsistentCondition, NoRegularizer, Regularizer
 from src.models.rfft.steps import LateRandom, Window
 from src.models.rfft.system import RFFT
@@ -144,7 +144,7 @@ class Plain:
                 if i + 1 < g.num_steps:
                     known = g.scheduler.add_noise(c.latents, c.noise, torch.tensor([g.timesteps[i + 1]]))
                     x = c.background * x + (1 - c.background) * known
-        return -self.reward(g.picture(clean, c), {field: batch[field] for field in self.reward.fields}).value.mean()
+        return -self.reward(g.image(clean, c), {field: batch[field] for field in self.reward.fields}).value.mean()
 
 
 def made(
@@ -207,7 +207,7 @@ def measure(way: str, words: dict[str, str]) -> dict[str, float]:
     pixels, count = size or painter.size, int(words["batch"])
     reward = RFNetReward(words["checkpoint"]).to(device)
     rows = Showroom({"test": count}, size=pixels, holds=["prompt", "title", "product"]).split("test")
-    batch = moved(to_float(collate([rows[i] for i in range(count)])), device)
+    batch = move_data_to_device(to_float(collate([rows[i] for i in range(count)])), device)
     owner, loss, samples = made(way, painter.to(device), reward, words["trainable"])
     owner.to(device)
     if half and isinstance(owner, RFFT):

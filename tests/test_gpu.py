@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from omegaconf import OmegaConf
 
 from src.build import build
@@ -12,7 +13,6 @@ from src.config import compose
 from src.data.batch import Batch, collate, to_float
 from src.data.showroom.world import Showroom
 from src.diffusion.generator import load_generator
-from src.diffusion.recurrent import moved
 from src.fit import run
 from src.models.rfnet.reward import RFNetReward
 from tests.diffusion import tiny as painters
@@ -48,7 +48,7 @@ def test_rfnet_trains_is_tested_and_shipped_in_bfloat16(tmp_path: Path) -> None:
 
 def test_every_weight_of_the_shipped_net_gets_a_gradient_in_bfloat16_after_a_forward_without_one() -> None:
     system = build(compose("fit", ["model=rfnet"]).model).cuda().train()
-    batch = moved(ads(), "cuda")
+    batch = move_data_to_device(ads(), "cuda")
     with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
         with torch.no_grad():
             system.net(batch)
@@ -61,7 +61,7 @@ def test_every_weight_of_the_shipped_net_gets_a_gradient_in_bfloat16_after_a_for
 def test_the_reward_and_its_gradient_are_those_of_the_cpu(tmp_path: Path) -> None:
     reward, batch, found = RFNetReward(**tiny.rfnet(tmp_path)), ads(), {}
     for device in ("cpu", "cuda"):
-        there = moved(batch, device)
+        there = move_data_to_device(batch, device)
         images = there["image"].clone().requires_grad_()
         value = reward.to(device)(images, there).value
         (gradient,) = torch.autograd.grad(value.sum(), images)
@@ -86,5 +86,5 @@ def test_a_reward_tunes_the_generator_in_bfloat16_and_its_folder_paints(trainabl
     batch, found = painters.ads(2), []
     for device in ("cpu", "cuda"):
         painter = tuned.to(device)
-        found.append(painter.sample(painter.encode(moved(batch, device))).cpu())
+        found.append(painter.sample(painter.encode(move_data_to_device(batch, device))).cpu())
     torch.testing.assert_close(found[1], found[0], atol=0.02, rtol=0)

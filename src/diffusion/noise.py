@@ -8,14 +8,13 @@ from torch import Tensor
 
 
 def keyed_noise(seed: int | Sequence[int], keys: Sequence[str], shape: Sequence[int]) -> Tensor:
-    """Standard normal (keys, *shape), on the CPU; a row is a function of (its seed, its key) alone."""
+    """Standard normal noise (keys, *shape) on the CPU; each row depends on its seed and key only."""
     seeds = [seed] * len(keys) if isinstance(seed, int) else seed
-    return torch.stack(
-        [torch.randn(*shape, generator=seeded_generator(*pair)) for pair in zip(seeds, keys, strict=True)]
-    )
+    pairs = zip(seeds, keys, strict=True)
+    return torch.stack([torch.randn(*shape, generator=seeded_generator(*pair)) for pair in pairs])
 
 
 def seeded_generator(seed: int, key: str) -> torch.Generator:
-    """Random numbers of the CPU that depend on (seed, key) alone."""
+    """A CPU random generator that depends on (seed, key) only."""
     number = int.from_bytes(blake2b(f"{seed} {key}".encode(), digest_size=8).digest(), "little") >> 1
     return torch.Generator().manual_seed(number)

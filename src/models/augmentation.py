@@ -1,4 +1,4 @@
-"""Changes of an ad that leave its label as it is."""
+"""Augmentation of ads that does not change their label."""
 
 import torch
 
@@ -6,10 +6,10 @@ from src.data.batch import PICTURES, Batch
 
 
 def augmented(batch: Batch, flip: float, colour: float) -> Batch:
-    """The batch with left and right swapped in a share `flip` of its rows, in all pictures alike, and with other light.
+    """Flips a share `flip` of the rows horizontally, in all image fields, and applies color jitter.
 
-    The light, drawn per row from torch's global generator, scales contrast, brightness and each colour channel by up to
-    1 +- `colour`, in image and product alike, whose colours stay as near or far as they were.
+    Contrast, brightness and each color channel are scaled by a random factor in 1 +- `colour`, the same for image and
+    product, so that their contrast stays. Random numbers come from torch's global generator.
     """
     fields = [field for field in PICTURES if field in batch]
     size, device = len(batch[fields[0]]), batch[fields[0]].device
@@ -19,9 +19,9 @@ def augmented(batch: Batch, flip: float, colour: float) -> Batch:
     )
     new = dict(batch)
     for field in fields:
-        picture = torch.where(turned, batch[field].flip(-1), batch[field])
+        image = torch.where(turned, batch[field].flip(-1), batch[field])
         if field in ("image", "product") and colour:
-            lit = ((picture[:, :3] - 0.5) * contrast + 0.5) * brightness * channels
-            picture = torch.cat([lit.clamp(0, 1), picture[:, 3:]], dim=1)
-        new[field] = picture
+            lit = ((image[:, :3] - 0.5) * contrast + 0.5) * brightness * channels
+            image = torch.cat([lit.clamp(0, 1), image[:, 3:]], dim=1)
+        new[field] = image
     return new

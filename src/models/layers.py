@@ -1,4 +1,4 @@
-"""Layers that several systems share: resizing and the encoder of images to tokens."""
+"""Layers shared by several systems: resizing and the image encoder."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def resize(image: Tensor, size: Sequence[int]) -> Tensor:
-    """`image` at (height, width) `size`, bilinear with antialiasing; unchanged if it has that size already."""
+    """`image` resized to (height, width), bilinear with antialiasing; unchanged if it already has that size."""
     if tuple(image.shape[-2:]) == tuple(size):
         return image
     return F.interpolate(image, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
@@ -29,11 +29,11 @@ class ImageEncoderSettings:
 
     Args:
         name: a timm network; `options` are arguments of `timm.create_model`.
-        pretrained: start from timm's published weights, which are downloaded or cached.
-        stage: the feature map of this stage; -1: the last.
+        pretrained: load timm's published weights.
+        stage: index of the feature map; -1: the last.
         size: height and width in px to which images are resized.
-        unshuffle: u x u pixels become one pixel with u * u times the channels before the network.
-        grid: tokens per side, to which the feature map is averaged; 1: a pooled vector; None: the map as it is.
+        unshuffle: factor u of a pixel unshuffle before the network, with u * u times the channels.
+        grid: tokens per side, by average pooling; 1: a single vector; None: one token per feature.
         alpha: images have a fourth channel.
     """
 
@@ -48,12 +48,10 @@ class ImageEncoderSettings:
 
 
 class ImageEncoder(nn.Module):
-    """Tokens (batch, grid * grid, width), row by row, of each of several (batch, channels, height, width) in [0, 1].
+    """Tokens (batch, grid * grid, width) of each of several image batches (batch, channels, height, width) in [0, 1].
 
-    A feature map of a timm network, followed by a 1x1 convolution and a layer norm. All inputs go through the network
-    in one batch, so that batch norms have the same statistics in training and evaluation.
-
-    Raises ValueError if timm has no such network or `unshuffle` does not divide `size`.
+    A feature map of a timm network, a 1x1 convolution and a layer norm. All inputs go through the network in one batch,
+    so that batch norm sees the same mix of inputs in training and evaluation.
     """
 
     mean: Tensor
@@ -64,9 +62,9 @@ class ImageEncoder(nn.Module):
         name, size, unshuffle = settings.name, settings.size, settings.unshuffle
         if name not in timm.list_models():
             near = ", ".join(get_close_matches(name, timm.list_models())) or "see timm.list_models()"
-            raise ValueError(f"image encoder {name!r}: timm has no such network; similar names: {near}")
+            raise ValueError(f"image encoder {name!r}: not a timm network; similar names: {near}")
         if size % unshuffle:
-            raise ValueError(f"unshuffle={unshuffle} does not divide the image size {size}.")
+            raise ValueError(f"size={size} is not a multiple of unshuffle={unshuffle}.")
         self.size, self.unshuffle, self.alpha = size, unshuffle, settings.alpha
         net: Any = timm.create_model(
             name,

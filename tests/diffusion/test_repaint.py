@@ -28,7 +28,7 @@ def test_it_is_the_estimate_from_the_noised_latents_with_the_product_in_place():
     x = a**0.5 * coded + (1 - a) ** 0.5 * c.noise
     text, uncond = painter.noise(x, i, c)
     clean = (x - (1 - a) ** 0.5 * (uncond + 2.0 * (text - uncond))) / a**0.5
-    torch.testing.assert_close(made, painter.picture(clean, c))
+    torch.testing.assert_close(made, painter.image(clean, c))
     inside = batch["product"][:, 3:].expand(-1, 3, -1, -1) == 1
     torch.testing.assert_close(made[inside], batch["product"][:, :3][inside])
     assert not made.requires_grad

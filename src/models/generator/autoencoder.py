@@ -1,8 +1,8 @@
-"""The VAE between pictures and latents (Rombach et al. 2022, arXiv 2112.10752): diffusers' net and its training."""
+"""Trains a VAE for latent diffusion (Rombach et al. 2022, arXiv 2112.10752), a diffusers AutoencoderKL."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -12,6 +12,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchvision.utils import save_image
 
 from src.data.batch import Batch
 from src.diffusion.generator import part_of
@@ -19,15 +20,15 @@ from src.runtime.system import System
 
 
 def edge_difference(a: Tensor, b: Tensor) -> Tensor:
-    """Mean absolute difference of the steps from pixel to pixel, across and down, of pictures (batch, 3, h, w)."""
+    """Mean absolute difference of the horizontal and vertical image gradients of images (batch, 3, h, w)."""
     d = a - b
     return (d.diff(dim=-1).abs().mean() + d.diff(dim=-2).abs().mean()) / 2
 
 
-def begin_short(net: nn.Module) -> None:
-    """Lets every residual branch of a net begin at zero and what remains pass channels on as they are.
+def identity_init(net: nn.Module) -> None:
+    """Initializes residual branches to zero and the remaining convolutions to the identity.
 
-    A short run so learns much more than from diffusers' own beginning (cf. Goyal et al. 2017, arXiv 1706.02677, 5.1).
+    Short runs reach much better results than with diffusers' default (cf. Goyal et al. 2017, arXiv 1706.02677, 5.1).
     """
     straight: list[nn.Module | None] = []
     for module in net.modules():
@@ -45,17 +46,17 @@ def begin_short(net: nn.Module) -> None:
 
 
 class Autoencoder(System):
-    """A small VAE for latent diffusion, an eighth of the picture's side by default, in diffusers' own folder layout.
+    """A VAE for latent diffusion, small by default, which downsamples by 8.
 
-    Loss: mean absolute difference, `edge_weight` times that of the pixel steps, `kl_weight` times the Kullback-Leibler
-    divergence from a standard normal, a sum over the latents. Some pictures of a batch, the share `products`, are the
-    product alone on white, which is what a generator that keeps the product encodes.
+    Loss: mean absolute difference + `edge_weight` * `edge_difference` + `kl_weight` * KL divergence from a standard
+    normal, summed over the latents. A share `products` of the images is replaced by the product on white, because that
+    is what the generator encodes.
 
     Args:
-        pretrained: folder or hub id with weights ("stabilityai/sd-vae-ft-mse"), or None: from nothing (`begin_short`).
-        decoder_only: of a pretrained one, leave the encoder and the latents' scale as they are, so that a generator
-            which was trained on these latents gains too.
-        block_out_channels, layers_per_block, latent_channels, norm_num_groups: of `diffusers.AutoencoderKL`.
+        pretrained: folder or hub id with weights ("stabilityai/sd-vae-ft-mse"); None: train from scratch.
+        decoder_only: keep the encoder and the scaling factor of a pretrained VAE, so that generators trained on its
+            latents can use the result.
+        block_out_channels, layers_per_block, latent_channels, norm_num_groups: see `diffusers.AutoencoderKL`.
         lr, weight_decay, warmup: see `src.runtime.schedules.adamw`.
     """
 
@@ -64,8 +65,8 @@ class Autoencoder(System):
     own_layout = True
     monitor = ("val/psnr", "max")
     card: ClassVar = {
-        "use": "The first and last part of a generator of pictures like those of its training data.",
-        "limits": "It knows the pictures below and no others; fine texture and thin lines come out soft.",
+        "use": "Encoder and decoder of a generator of images like those in the training data.",
+        "limits": "It is trained on the data below only; fine texture and thin lines are blurred.",
     }
 
     def __init__(
@@ -87,63 +88,53 @@ class Autoencoder(System):
         self.save_hyperparameters()
         if not 0 <= products <= 1:
             raise ValueError(f"products={products} must be in [0, 1].")
-        make: Any = AutoencoderKL
-        depth = len(block_out_channels)
-        self.net: Any = (
-            part_of(AutoencoderKL, pretrained)
-            if pretrained
-            else make(
-                down_block_types=("DownEncoderBlock2D",) * depth,
-                up_block_types=("UpDecoderBlock2D",) * depth,
-                block_out_channels=tuple(block_out_channels),
-                layers_per_block=layers_per_block,
-                latent_channels=latent_channels,
-                norm_num_groups=norm_num_groups,
-            )
-        )
-        if not pretrained:
-            begin_short(self.net)
         if decoder_only and not pretrained:
             raise ValueError("decoder_only=true needs pretrained.")
+        make, depth = cast(Any, AutoencoderKL), len(block_out_channels)
+        if pretrained:
+            self.net = part_of(AutoencoderKL, pretrained)
+        else:
+            self.net = make(
+                down_block_types=("DownEncoderBlock2D",) * depth, up_block_types=("UpDecoderBlock2D",) * depth,
+                block_out_channels=tuple(block_out_channels), layers_per_block=layers_per_block,
+                latent_channels=latent_channels, norm_num_groups=norm_num_groups,
+            )  # fmt: skip
+            identity_init(self.net)
         self.decoder_only = decoder_only
         for net in (self.net.encoder, self.net.quant_conv) if decoder_only else ():
             net.requires_grad_(False)
         self.edge_weight, self.kl_weight, self.products = edge_weight, kl_weight, products
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Pictures (batch, 3, height, width) in [0, 1] there and back, without chance."""
-        return self.net(2 * pictures - 1).sample / 2 + 0.5
+    def forward(self, images: Tensor) -> Tensor:
+        """Reconstructions of images (batch, 3, height, width) in [0, 1] from the mean of the latents."""
+        return self.net(2 * images - 1).sample / 2 + 0.5
 
     def training_step(self, batch: Batch) -> Tensor:
-        pictures, product = batch["image"], batch["product"]
+        images, product = batch["image"], batch["product"]
         alone = product[:, :3] * product[:, 3:] + 1 - product[:, 3:]
-        swap = torch.rand(2, len(pictures), 1, 1, 1, device=self.device)
-        pictures = torch.where(swap[0] < self.products, alone, pictures)
-        pictures = torch.where(swap[1] < 0.5, pictures.flip(-1), pictures)
-        latents = self.net.encode(2 * pictures - 1).latent_dist
-        again = self.net.decode(latents.sample()).sample / 2 + 0.5
-        l1, edges, kl = (again - pictures).abs().mean(), edge_difference(again, pictures), latents.kl().mean()
+        swap = torch.rand(2, len(images), 1, 1, 1, device=self.device)
+        images = torch.where(swap[0] < self.products, alone, images)
+        images = torch.where(swap[1] < 0.5, images.flip(-1), images)
+        latents = self.net.encode(2 * images - 1).latent_dist
+        decoded = self.net.decode(latents.sample()).sample / 2 + 0.5
+        l1, edges, kl = (decoded - images).abs().mean(), edge_difference(decoded, images), latents.kl().mean()
         loss = l1 + self.edge_weight * edges + self.kl_weight * kl
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(pictures))
-        self.log_dict({"train/l1": l1, "train/edges": edges, "train/kl": kl}, batch_size=len(pictures))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(images))
+        self.log_dict({"train/l1": l1, "train/edges": edges, "train/kl": kl}, batch_size=len(images))
         return loss
 
     def evaluation_step(self, batch: Batch, split: str) -> None:
-        pictures = batch["image"]
-        again = self(pictures).clamp(0, 1)
-        values: dict[str, Any] = {
-            "l1": (again - pictures).abs().mean(),
-            "psnr": peak_signal_noise_ratio(
-                again, pictures, data_range=1.0, reduction="elementwise_mean", dim=(1, 2, 3)
-            ),
-            "ssim": structural_similarity_index_measure(again, pictures, data_range=1.0),
-        }
-        self.log_dict({f"{split}/{name}": v for name, v in values.items()}, batch_size=len(pictures), sync_dist=True)
+        images = batch["image"]
+        decoded = self(images).clamp(0, 1)
+        psnr = peak_signal_noise_ratio(decoded, images, 1.0, reduction="elementwise_mean", dim=(1, 2, 3))
+        ssim: Any = structural_similarity_index_measure(decoded, images, data_range=1.0)
+        values = {f"{split}/l1": (decoded - images).abs().mean(), f"{split}/psnr": psnr, f"{split}/ssim": ssim}
+        self.log_dict(values, batch_size=len(images), sync_dist=True)
 
     @torch.inference_mode()
     def calibrate(self, batches: Iterable[Batch]) -> None:
-        """Sets the scaling factor, by which latents get a standard deviation of 1 over `batches`."""
+        """Sets the scaling factor, so that the latents of `batches` have a standard deviation of 1."""
         if self.decoder_only:
             return
         total, squares, count = 0.0, 0.0, 0
@@ -155,25 +146,23 @@ class Autoencoder(System):
         self.net.register_to_config(scaling_factor=1 / deviation)
 
     def save_weights(self, folder: Path, dtype: torch.dtype) -> None:
-        """diffusers' files of an AutoencoderKL, beside the checkpoint folder's own."""
+        """Writes the files of a diffusers AutoencoderKL."""
         nn.Module.to(self.net, dtype).save_pretrained(folder)  # pyright: ignore[reportCallIssue]
         nn.Module.to(self.net, torch.float32)
 
     def assets(self, folder: Path) -> dict[str, Any]:
-        """The folder itself as that of the weights."""
+        """The folder itself, as the source of the weights."""
         return {"pretrained": "./"}
 
     def report(self, data: Any, folder: Path) -> list[Path]:
-        """Draws `reconstructions.png`: eight test pictures over their reconstructions."""
-        from torchvision.utils import save_image
-
+        """Writes `reconstructions.png`: eight test images above their reconstructions."""
         folder.mkdir(parents=True, exist_ok=True)
-        pictures: list[Tensor] = []
+        images: list[Tensor] = []
         for batch in data.batches("test", self.device, shuffled=True):
-            pictures += batch["image"]
-            if len(pictures) >= 8:
+            images += batch["image"]
+            if len(images) >= 8:
                 break
-        shown = torch.stack(pictures[:8])
+        shown = torch.stack(images[:8])
         with torch.inference_mode():
             sheet = torch.cat([shown, self(shown).clamp(0, 1)])
         save_image(sheet, folder / "reconstructions.png", nrow=len(shown), padding=2)

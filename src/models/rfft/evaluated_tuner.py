@@ -10,7 +10,7 @@ from torch import Tensor
 
 from src.data.batch import Batch
 from src.diffusion.generator import Generator
-from src.figures.images import draw_pairs, draw_pictures
+from src.figures.images import draw_images, draw_pairs
 from src.models.generator.tuner import Tuner
 from src.models.rfft.evaluator import Evaluator
 from src.rewards.base import Reward
@@ -35,8 +35,8 @@ class EvaluatedTuner(Tuner):
         self.shown: dict[str, list[tuple[Tensor, str]]] = {}  # images and prompts, by split
         self.rows: dict[str, dict[str, Any]] = {}  # measures of the test records, by key
 
-    def stands_on(self) -> dict[str, str]:
-        return super().stands_on() | {"reward": fingerprint(self.reward)}
+    def base_hashes(self) -> dict[str, str]:
+        return super().base_hashes() | {"reward": fingerprint(self.reward)}
 
     def evaluation_step(self, batch: Batch, split: str) -> None:
         self._measure(split, batch)
@@ -73,7 +73,7 @@ class EvaluatedTuner(Tuner):
         images, prompts = zip(*self.shown.pop("val"), strict=True)
         step, folder = self.trainer.global_step, Path(self.trainer.default_root_dir) / "pictures"
         if self.trainer.is_global_zero:
-            draw_pictures(folder / f"step-{step:06}.png", torch.stack(images), prompts)
+            draw_images(folder / f"step-{step:06}.png", torch.stack(images), prompts)
         if isinstance(self.logger, TensorBoardLogger):
             self.logger.experiment.add_images("val/pictures", torch.stack(images), step)
 

@@ -1,8 +1,8 @@
-"""Penalties for the distance of a tuned generator from its reference, on the noise that both predict for latents x_t.
+"""Penalties on the distance between the noise predictions of the tuned generator and its reference.
 
 Du et al., ECCV 2024, arXiv 2408.00418: F_total = F_AC + beta L. A pair is (text, uncond), the noise predicted with and
-without the prompt, each (batch, channels, h, w); a = alpha_bar of the step; s = guidance scale. Sums over a picture's
-latents grow with its size and means do not, so that a beta belongs to its form and reduction.
+without the prompt, each (batch, channels, h, w); a = alpha_bar of the step; s = guidance scale. The right beta depends
+on form and reduction: sums over the latents grow with the image size, means do not.
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ REDUCTIONS = ("mean", "sum")  # over the latents of an image
 
 @loadable
 class Regularizer(ABC):
-    """A penalty with its weight `beta`; with beta 0 nothing is computed."""
+    """A penalty with weight `beta`; it is not computed if beta is 0."""
 
     def __init__(self, beta: float) -> None:
         if beta < 0:
@@ -27,7 +27,7 @@ class Regularizer(ABC):
 
     @abstractmethod
     def __call__(self, tuned: Pair, reference: Pair, a: float, s: float) -> Tensor:
-        """The penalty of each image, (batch,), float32, at least 0, and 0 where both pairs are equal."""
+        """The penalty of each image, (batch,), float32: at least 0, and 0 if both pairs are equal."""
 
 
 class NoRegularizer(Regularizer):
@@ -45,15 +45,15 @@ class KL(Regularizer):
 
         |x0_tuned - x0_reference|^2 / (2 sigma^2) = (1 - a) / a |eps_tuned - eps_reference|^2 / (2 sigma^2).
 
-    `branch`: "guided" takes eps after guidance, uncond + s (text - uncond); "text" the prompt's alone. The paper gives
-    neither sigma nor branch nor `reduction`.
+    `branch`: "guided" uses eps after guidance, uncond + s (text - uncond); "text" uses the text branch only. The paper
+    specifies neither sigma nor branch nor reduction.
     """
 
     def __init__(self, beta: float, sigma: float = 1.0, branch: str = "guided", reduction: str = "mean") -> None:
         super().__init__(beta)
         if sigma <= 0 or branch not in ("guided", "text") or reduction not in REDUCTIONS:
             raise ValueError(
-                f"sigma={sigma}, branch={branch}, reduction={reduction}: sigma is above 0, branch guided or text, "
+                f"sigma={sigma}, branch={branch}, reduction={reduction}: sigma must be above 0, branch guided or text, "
                 f"reduction {' or '.join(REDUCTIONS)}."
             )
         self.sigma, self.branch, self.reduction = sigma, branch, reduction
@@ -65,18 +65,19 @@ class KL(Regularizer):
 
 
 class ConsistentCondition(Regularizer):
-    """L_CC: keeps the direction of the text, text - uncond; a shift common to both is free.
+    """L_CC: preserves the text direction, text - uncond; a shift of both is not penalized.
 
-    `form` "paper": the Euclidean norm of the difference of -(text - uncond) / sqrt(1 - a), the implicit classifier's
-    gradient; over the latents' sum, or root mean square with reduction "mean". "authors": the mean (or sum) of squares
-    of text - uncond, without the factor, as an author describes it.
+    `form` "paper": the Euclidean norm of the difference of -(text - uncond) / sqrt(1 - a), the gradient of the implicit
+    classifier; with reduction "mean" its root mean square. "authors": the mean (or sum) of squares of the difference of
+    text - uncond, without the factor, as described by an author.
     """
 
     def __init__(self, beta: float, form: str = "paper", reduction: str = "sum") -> None:
         super().__init__(beta)
         if form not in ("paper", "authors") or reduction not in REDUCTIONS:
             raise ValueError(
-                f"form={form}, reduction={reduction}: form is paper or authors, reduction {' or '.join(REDUCTIONS)}."
+                f"form={form}, reduction={reduction}: form must be paper or authors, "
+                f"reduction {' or '.join(REDUCTIONS)}."
             )
         self.form, self.reduction = form, reduction
 

@@ -1,7 +1,4 @@
-"""Which denoising steps carry the gradient. Steps count from 0, the noisiest, to num_steps - 1.
-
-Late ones are the last `share` of the steps, so that a policy means the same of 40 steps and of 20.
-"""
+"""Step policies: through which denoising steps the gradient flows. Step 0 is the noisiest."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
@@ -13,7 +10,7 @@ from src.diffusion.late_steps import late
 
 
 class Window(NamedTuple):
-    """The gradient flows through steps start, ..., stop - 1; the image is the x0-hat of the last of them."""
+    """The gradient flows through steps start, ..., stop - 1; the image is x0-hat of the last one."""
 
     start: int
     stop: int
@@ -21,15 +18,15 @@ class Window(NamedTuple):
 
 @loadable
 class StepPolicy(ABC):
-    """One draw per batch, from `chance`, or torch's own random numbers."""
+    """Draws steps once per batch, with the generator `chance` or torch's global one."""
 
     @abstractmethod
     def __call__(self, num_steps: int, chance: torch.Generator | None = None) -> list[Window]:
-        """Windows in the order of their starts. Raises ValueError if there are fewer steps than the policy needs."""
+        """Windows sorted by start. Raises ValueError if the policy needs more steps."""
 
 
 class LateRandom(StepPolicy):
-    """One late step, drawn at random (ReFL, RFFT: of the last 10 of 40), or several, `draws`, of one rollout."""
+    """One or several (`draws`) random late steps of one rollout (ReFL, RFFT: one of the last 10 of 40)."""
 
     def __init__(self, share: float = 0.25, draws: int = 1) -> None:
         _check(share)
@@ -40,7 +37,7 @@ class LateRandom(StepPolicy):
     def __call__(self, num_steps: int, chance: torch.Generator | None = None) -> list[Window]:
         last = late(num_steps, self.share)
         if self.draws > last:
-            raise ValueError(f"draws={self.draws} different steps cannot be drawn from the last {last} of {num_steps}.")
+            raise ValueError(f"draws={self.draws} is more than the last {last} of {num_steps} steps.")
         steps = (num_steps - last + torch.randperm(last, generator=chance)[: self.draws]).sort().values.tolist()
         return [Window(step, step + 1) for step in steps]
 
@@ -55,12 +52,12 @@ class LastK(StepPolicy):
 
     def __call__(self, num_steps: int, chance: torch.Generator | None = None) -> list[Window]:
         if num_steps < self.k:
-            raise ValueError(f"the generator takes {num_steps} steps (generator.num_steps), k={self.k}.")
+            raise ValueError(f"k={self.k} is more than generator.num_steps={num_steps}.")
         return [Window(num_steps - self.k, num_steps)]
 
 
 class RandomTruncation(StepPolicy):
-    """From a random late step to the end in one chain: AlignProp (Prabhudesai et al. 2023)."""
+    """From a random step in the last `share` to the end in one chain: AlignProp (Prabhudesai et al. 2023)."""
 
     def __init__(self, share: float = 1.0) -> None:
         _check(share)
@@ -73,4 +70,4 @@ class RandomTruncation(StepPolicy):
 
 def _check(share: float) -> None:
     if not 0 < share <= 1:
-        raise ValueError(f"share={share} of the steps must be above 0 and at most 1.")
+        raise ValueError(f"share={share} must be above 0 and at most 1.")

@@ -1,7 +1,7 @@
-"""RFFT: tunes a generator with the gradient of any reward at late denoising steps, regularized towards its reference.
+"""RFFT: fine-tunes a generator with the gradient of any reward at late denoising steps.
 
-Du et al., "Towards Reliable Advertising Image Generation Using Human Feedback", ECCV 2024, arXiv 2408.00418, and
-related methods by settings: ReFL (guidance_gradient=off, hinge), DRaFT-K and AlignProp (steps).
+Du et al., "Towards Reliable Advertising Image Generation Using Human Feedback", ECCV 2024, arXiv 2408.00418. Other
+settings give related methods: ReFL (guidance_gradient=off, hinge), DRaFT-K and AlignProp (steps).
 """
 
 from contextlib import nullcontext
@@ -13,7 +13,7 @@ from torch import Tensor
 from src.data.batch import Batch
 from src.diffusion.generator import Conditions, Generator
 from src.diffusion.noise import seeded_generator
-from src.metrics.gradients import cosine, flat_gradient
+from src.metrics.gradients import flat_gradient
 from src.models.generator.trainable import TRAINABLE
 from src.models.rfft.evaluated_tuner import EvaluatedTuner
 from src.models.rfft.evaluator import Evaluator
@@ -26,40 +26,37 @@ GUIDANCE_GRADIENTS = ("both", "text", "off")
 
 
 class RFFT(EvaluatedTuner):
-    """Reward fine-tuning: F_total = -mean(value) + beta * regularizer, of images that the generator makes.
+    """Reward fine-tuning: F_total = -mean(value) + beta * regularizer of generated images.
 
-    A rollout without gradient leads to a late step; there the noise is predicted once more with gradient, the image
-    estimated (x0-hat), decoded, the product pasted, and scored by the reward. Regularizer and reference get the same
-    latents: the rollout's own, after the inpainting blend. (The article forms x0-hat from x_{t+1} and writes CC and KL
-    at x_t: here one latent, that of x0-hat, and one forward pass serve all.)
+    A rollout without gradient leads to a late step. There the noise is predicted once more with gradient, the clean
+    image is estimated (x0-hat) and decoded, the product is pasted, and the reward scores the image. The reference
+    predicts the noise for the same latents, after the inpainting blend. (The paper computes x0-hat from x_{t+1}, and CC
+    and KL at x_t; here all of them use the same latents and one forward pass.)
 
     Args:
         evaluator: measures the images generated for validation and test products.
-        reward_augmentation: of the images that the reward scores in training.
-        trainable: "controlnet" (the paper's), "unet", "unet_lora" or "controlnet_lora".
-        guidance_gradient: through "both" branches of the guided noise, through the "text" one alone, or "off": no
-            guidance in the step with gradient, as ReFL has it.
-        hinge: the loss of an image is max(0, hinge - value) (ReFL's shape), so that good images have no gradient; None:
+        reward_augmentation: augmentation of the images that the reward scores in training.
+        trainable: "controlnet" (as in the paper), "unet", "unet_lora" or "controlnet_lora".
+        guidance_gradient: the gradient flows through "both" branches of the guidance or the "text" branch only; "off":
+            no guidance in the gradient step, as in ReFL.
+        hinge: the loss of an image is max(0, hinge - value) as in ReFL, so that good images have no gradient; None:
             -value.
-        precise: with a regularizer, predict the noise in the step with gradient in float32 under bf16-mixed too: the
-            small distance of a generator from its reference is less than the rounding of bfloat16. On a GPU float32 is
-            TF32 unless torch is told otherwise.
-        checkpointing: compute activations of the step with gradient twice instead of keeping them.
-        gradients_every: optimizer steps between two batches whose gradients of the reward and of the regularizer
-            (after beta) are computed separately, by two more backward passes; 0: never. Of a step that accumulates
-            batches it is the first, in the first process.
-        gradients_batches: after so many of these batches the norms of both mean gradients and the cosine between them
-            are logged. Single batches have a cosine near 0: their gradients are mostly noise.
-        seed: of the rollouts' noise, the steps drawn and the augmentation: they depend on it, the optimizer's step
-            and the image's key alone: on no batch size, accumulation or process.
+        precise: with a regularizer, run the gradient step in float32 under bf16-mixed, because the difference between
+            generator and reference is below the resolution of bfloat16. TF32 on GPUs is enough.
+        checkpointing: activation checkpointing in the gradient step.
+        gradients_every: optimizer steps between two batches for which the gradients of the reward and of beta *
+            regularizer are computed separately (two more backward passes); 0: never. With gradient accumulation it is
+            the first batch of a step.
+        gradients_batches: the norms of both gradients and their cosine are logged for means over this many batches,
+            because gradients of single batches are mostly noise, with a cosine near 0.
+        seed: seed of noise, steps and augmentation, which depend on seed, optimizer step and key only, not on batch
+            size, accumulation or number of processes.
         rank, ema, lr, weight_decay, warmup, schedule: see `Tuner`.
     """
 
     about: ClassVar = {
-        "use": "Generating backgrounds around products, like the generator that it was tuned from.",
-        "limits": "Tuned for one reward, which it may exploit: judge it by its images and the held-out evaluators.",
-        "load": "from src.diffusion.generator import load_generator\n\n"
-        'generator = load_generator("path/of/this/folder")  # in diffusers: controlnet_conditioning_scale=1.0',
+        "use": "Generating backgrounds around products, like the generator it was tuned from.",
+        "limits": "Tuned for one reward, which it may exploit: inspect its images and the held-out evaluators.",
     }
 
     def __init__(
@@ -96,18 +93,14 @@ class RFFT(EvaluatedTuner):
         if guidance_gradient not in GUIDANCE_GRADIENTS:
             raise ValueError(f"guidance_gradient={guidance_gradient}: choose one of {', '.join(GUIDANCE_GRADIENTS)}.")
         if own := reward.fields & {"depth", "saliency", "image"}:
-            raise ValueError(f"{type(reward).__name__} takes {', '.join(sorted(own))} from the batch, not the image.")
-        self.regularizer, self.steps, self.reward_augmentation = (
-            regularizer,
-            steps,
-            reward_augmentation or RewardAugmentation(),
-        )
+            raise ValueError(f"{type(reward).__name__} reads {', '.join(sorted(own))} of the batch, not of the image.")
+        self.regularizer, self.steps = regularizer, steps
+        self.reward_augmentation = reward_augmentation or RewardAugmentation()
         self.guidance_gradient, self.hinge = guidance_gradient, hinge
         self.precise = precise and regularizer.beta > 0
         self.gradients_every, self.gradients_batches = gradients_every, gradients_batches
-        self.gradients: list[Tensor] = []  # sums over batches, on the CPU
-        self.summed = 0  # batches in them
-        self.seed, self.begun = seed, -1
+        self.gradients: list[Tensor] = []  # sums over `summed` batches, on the CPU
+        self.summed, self.seed, self.begun = 0, seed, -1
         self.fields = frozenset({"prompt", "product"} | reward.fields | self.evaluator.fields)
         self.trainable.keep_reference()
         if checkpointing:
@@ -117,13 +110,13 @@ class RFFT(EvaluatedTuner):
     @property
     def card(self) -> dict[str, str]:
         reward, regularizer = type(self.reward).__name__, type(self.regularizer).__name__
-        tuned = f"{self.net.origin or 'A generator'}, its {self.trainable.name} tuned by RFFT"
-        what = f"{tuned}: the reward is {reward}, regularized by "
-        return super().card | {"what": f"{what}{regularizer} with beta {self.regularizer.beta:g}."}
+        tuned = f"{self.net.origin or 'A generator'} with {self.trainable.name} tuned by RFFT"
+        regularized = f"regularizer {regularizer} (beta {self.regularizer.beta:g})"
+        return super().card | {"what": f"{tuned}: reward {reward}, {regularized}."}
 
     def training_step(self, batch: Batch) -> Tensor:
         step = self.trainer.global_step
-        first, self.begun = step != self.begun, step  # the first of the batches accumulated in a step
+        first, self.begun = step != self.begun, step  # whether it is the first batch accumulated in this step
         scores, size = self.rollout_scores(batch, (self.seed << 32) + step), len(batch["key"])
         reward, penalty = (
             torch.stack(term).mean() for term in zip(*[self.losses(*pair) for pair in scores], strict=True)
@@ -138,10 +131,9 @@ class RFFT(EvaluatedTuner):
         return reward + self.regularizer.beta * penalty
 
     def compare(self, reward: Tensor, penalty: Tensor, step: int) -> None:
-        """Adds the gradients of both terms to their sums; after `gradients_batches` logs norms and cosine of the means.
+        """Sums the gradients of both terms; after `gradients_batches`, logs norms and cosine of the means.
 
-        Which steps are summed depends on the step alone. Sums are not saved: a run that is resumed while they are
-        incomplete logs the next complete ones.
+        Sums are not saved: a run that is resumed in the middle of a sum starts with the next one.
         """
         if ((step + 1) // self.gradients_every - 1) % self.gradients_batches == 0:
             self.gradients, self.summed = [], 0
@@ -153,12 +145,12 @@ class RFFT(EvaluatedTuner):
             names = ("grad/reward_norm", "grad/regularizer_norm")
             found = {name: float(g.norm()) / self.summed for name, g in zip(names, self.gradients, strict=False)}
             if self.regularizer.beta:
-                found["grad/cosine"] = cosine(*self.gradients)
+                found["grad/cosine"] = float(torch.cosine_similarity(*self.gradients, dim=0))
             for logger in self.loggers:
                 logger.log_metrics(found, step)
 
     def rollout_scores(self, batch: Batch, seed: int) -> list[tuple[Score, Tensor]]:
-        """The reward and the penalty, (batch,), in every window of one rollout from noise of (seed, key)."""
+        """The score and the penalty (batch,) of every window of one rollout, whose noise depends on (seed, key)."""
         conditions = self.net.encode(batch, seed)
         x, at, found = conditions.noise, 0, []
         for window in self.steps(self.net.num_steps, seeded_generator(seed, "steps")):
@@ -171,7 +163,7 @@ class RFFT(EvaluatedTuner):
     def window_score(
         self, x: Tensor, window: Window, conditions: Conditions, batch: Batch, seed: int
     ) -> tuple[Score, Tensor]:
-        """The reward of the image that a window of steps from latents x estimates, and the penalty, (batch,)."""
+        """The score of the image estimated after a window of steps from latents x, and the penalty (batch,)."""
         penalty, clean = x.new_zeros(len(x)), x
         for i in range(window.start, window.stop):
             with torch.autocast(x.device.type, enabled=False) if self.precise else nullcontext():
@@ -190,11 +182,11 @@ class RFFT(EvaluatedTuner):
                 x = self.net.step(x, eps, i, conditions)
         fields: dict[str, Any] = {field: batch[field] for field in self.reward.fields}
         chances = [seeded_generator(seed, f"{key} view {window.start}") for key in batch["key"]]
-        views = self.reward_augmentation(self.net.picture(clean, conditions), fields, chances)
+        views = self.reward_augmentation(self.net.image(clean, conditions), fields, chances)
         return self.reward(*views), penalty / (window.stop - window.start)
 
     def noise(self, x: Tensor, i: int, conditions: Conditions) -> tuple[Tensor, Tensor]:
-        """(text, uncond) with gradient, as far as guidance and regularizer need it: without guidance both are text."""
+        """(text, uncond) with the gradients that guidance and regularizer need; without guidance, both are text."""
         if self.guidance_gradient == "both" or self.regularizer.beta:
             return self.net.noise(x, i, conditions)
         text = self.net.noise_of("text", x, i, conditions)
@@ -204,6 +196,6 @@ class RFFT(EvaluatedTuner):
             return text, self.net.noise_of("uncond", x.detach(), i, conditions)
 
     def losses(self, score: Score, penalty: Tensor) -> tuple[Tensor, Tensor]:
-        """F_AC, or its shaped form, and the mean penalty."""
+        """F_AC, or the hinge loss, and the mean penalty."""
         loss = -score.value if self.hinge is None else (self.hinge - score.value).clamp_min(0)
         return loss.mean(), penalty.mean()

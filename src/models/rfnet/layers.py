@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from src.build import loadable
 from src.runtime.checkpoint import located
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork by a data loader
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the fork of a data loader
 
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 
@@ -25,13 +25,13 @@ class TextEncoderSettings:
 
     Args:
         name: folder or hub id of a transformers text encoder: tokenizer, configuration and optionally weights.
-        options: changes to its configuration.
+        options: changes of its configuration.
         pretrained: load its weights; otherwise they are initialized at random.
         max_tokens: longer titles are truncated.
-        ordinal_numbers: a number token's initial embedding is a set of sines and cosines of its logarithm, so that
-            close sizes start close, and numbers that do not occur in training lie between their neighbours.
-        word_noise: share of the tokens, except numbers and special tokens, that are replaced by random words in
-            training, so that unknown product names have little effect.
+        ordinal_numbers: initialize the embeddings of numbers with `ordinal_embeddings`, so that similar sizes have
+            similar embeddings, including numbers that do not occur in training.
+        word_noise: share of the tokens that are replaced by random words in training, so that unknown product names
+            have little effect; numbers and special tokens are kept.
     """
 
     name: str = "src/data/showroom/text"
@@ -43,9 +43,9 @@ class TextEncoderSettings:
 
 
 class TitleEncoder(nn.Module):
-    """Tokens (batch, words, width) of titles, and their padding mask, bool (batch, words), True at padding.
+    """Tokens (batch, words, width) of titles and their padding mask, bool (batch, words), True at padding.
 
-    Raises ValueError if the encoder cannot be loaded, or options, tokenizer and `max_tokens` do not fit it.
+    Raises ValueError if the encoder cannot be loaded, or options, tokenizer or `max_tokens` do not match it.
     """
 
     words: Tensor
@@ -57,23 +57,19 @@ class TitleEncoder(nn.Module):
         if os.path.isdir(place):
             for files in (("config.json",), ("tokenizer_config.json",), VOCABULARIES):
                 if not any(os.path.isfile(os.path.join(place, file)) for file in files):
-                    raise ValueError(f"{place} is not a complete text encoder folder: {files[0]} is missing.")
+                    raise ValueError(f"{place} is not a text encoder folder: {files[0]} is missing.")
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(place)
             config, unknown = AutoConfig.from_pretrained(place, return_unused_kwargs=True, **(settings.options or {}))
             if unknown:
-                raise ValueError(
-                    f"text_encoder.options: the configuration of {name} has no {', '.join(sorted(unknown))}."
-                )
-            net: Any = (
-                AutoModel.from_pretrained(place, config=config, dtype=torch.float32)
-                if settings.pretrained
-                else AutoModel.from_config(config)
-            )
+                raise ValueError(f"text_encoder.options: {name} has no option {', '.join(sorted(unknown))}.")
+            net: Any = AutoModel.from_config(config) if not settings.pretrained else AutoModel.from_pretrained(
+                place, config=config, dtype=torch.float32
+            )  # fmt: skip
         except OSError as error:
             raise ValueError(f"text_encoder {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
         except JSONDecodeError as error:
-            raise ValueError(f"{place}: a file of the tokenizer or the configuration is incomplete: {error}") from None
+            raise ValueError(f"{place}: invalid JSON in tokenizer or configuration: {error}") from None
         vocabulary, limit = net.config.vocab_size, getattr(net.config, "max_position_embeddings", max_tokens)
         if len(self.tokenizer) > vocabulary or max_tokens > limit:
             raise ValueError(
@@ -81,7 +77,7 @@ class TitleEncoder(nn.Module):
                 f"{len(self.tokenizer)} and text_encoder.max_tokens is {max_tokens}."
             )
         if getattr(net, "pooler", None) is not None:
-            net.pooler = None  # all tokens are used; its weights would never get a gradient
+            net.pooler = None  # unused; its weights would never get a gradient
         if settings.ordinal_numbers and not settings.pretrained:
             ordinal_embeddings(net.get_input_embeddings().weight, self.tokenizer.get_vocab())
         words = {row for word, row in self.tokenizer.get_vocab().items() if not word.isdigit()}
@@ -92,13 +88,13 @@ class TitleEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def check(self, titles: Sequence[str]) -> None:
-        """Raises ValueError if more than a fifth of the tokens of these titles are unknown to the tokenizer."""
+        """Raises ValueError if the tokenizer does not know more than a fifth of the tokens of these titles."""
         tokens = [token for ids in self.tokenizer(list(titles), add_special_tokens=False)["input_ids"] for token in ids]
         unknown = tokens.count(self.tokenizer.unk_token_id) / max(len(tokens), 1)
         if unknown > 0.2:
             raise ValueError(
-                f"{unknown:.0%} of the tokens of titles such as {titles[0]!r} are unknown to the text encoder's "
-                "tokenizer; set model.text_encoder.name to another, such as bert-base-chinese."
+                f"the tokenizer does not know {unknown:.0%} of the tokens of titles such as {titles[0]!r}; "
+                "set model.text_encoder.name to another text encoder, such as bert-base-chinese."
             )
 
     def forward(self, titles: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -113,18 +109,17 @@ class TitleEncoder(nn.Module):
         return self.norm(self.project(x)), mask == 0
 
     def noised(self, ids: Tensor) -> Tensor:
-        """Tokens (batch, words), a share `word_noise` replaced by random words, except numbers and special tokens."""
+        """Token ids (batch, words) with a share `word_noise` replaced by random words."""
         chosen = torch.isin(ids, self.words) & (torch.rand(ids.shape, device=ids.device) < self.word_noise)
         other = self.words[torch.randint(len(self.words), ids.shape, device=ids.device)]
         return torch.where(chosen, other, ids)
 
 
 class FeatureFilter(nn.Module):
-    """The product's tokens, filtered by the title: the paper's feature filter module.
+    """The feature filter module of the paper: filters the product tokens e_o by the title tokens e_c.
 
-    e_f = Conv(Conv(CrossAttention(e_o, e_c)) * Conv(e_o)) + e_o, with query e_o and key = value = e_c; the
-    convolutions are 1x1, that is linear per token. e_o (batch, positions, width), e_c (batch, words, width); True in
-    `padding` (batch, words) marks padding.
+    e_f = Conv(Conv(CrossAttention(e_o, e_c)) * Conv(e_o)) + e_o with 1x1 convolutions, which are linear layers.
+    e_o (batch, positions, width), e_c (batch, words, width); `padding` (batch, words) is True at padding.
     """
 
     def __init__(self, width: int, num_heads: int, dropout: float = 0.0) -> None:
@@ -141,13 +136,12 @@ class FeatureFilter(nn.Module):
 
 @torch.no_grad()
 def ordinal_embeddings(weight: Tensor, vocabulary: Mapping[str, int]) -> None:
-    """Sets the rows of integers > 0 to sines and cosines of their logarithm, with the other rows' standard deviation.
+    """Sets the rows of positive integers to sines and cosines of their logarithm, scaled to the standard deviation.
 
-    The frequencies are 1/2 to 16 radians per factor of e, so that both small and large ratios are resolved.
+    The frequencies are 1/2 to 16 radians per factor of e, to resolve both small and large ratios.
     """
-    numbers = {
-        int(word): row for word, row in vocabulary.items() if word.isascii() and word.isdigit() and int(word) > 0
-    }
+    digits = {word: row for word, row in vocabulary.items() if word.isascii() and word.isdigit()}
+    numbers = {int(word): row for word, row in digits.items() if int(word) > 0}
     if not numbers:
         return
     frequencies = 0.5 * 32 ** torch.linspace(0, 1, weight.shape[1] // 2)

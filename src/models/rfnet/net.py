@@ -1,4 +1,4 @@
-"""RFNet: a network that classifies advertising images as available or by what makes them unusable.
+"""RFNet: a network that classifies ad images as available, or by the reason why they are not.
 
 Du et al., "Towards Reliable Advertising Image Generation Using Human Feedback", ECCV 2024, arXiv 2408.00418.
 """
@@ -22,13 +22,11 @@ INPUTS = ("product", "image", "depth", "saliency", "title")  # e_o, e_g, e_d, e_
 @loadable
 @dataclass(frozen=True)
 class FusionSettings:
-    """Settings of the feature filters, the fusion and the classifier.
+    """Settings of feature filters, fusion and classifier.
 
     Args:
-        width, num_heads: of all tokens and attention layers.
-        num_filters, num_layers: N1 feature filters and N2 self-attention layers; feedforward: hidden width of the
-            latter.
-        pooling: the classifier reads the "mean" of the tokens, or a "cls" token.
+        num_filters, num_layers: N1 feature filters and N2 self-attention layers; feedforward: hidden width of these.
+        pooling: the classifier reads the "mean" of the tokens or a "cls" token.
     """
 
     width: int = 384
@@ -41,11 +39,11 @@ class FusionSettings:
 
 
 class RFNet(nn.Module):
-    """Logits (batch, classes), float32, of a batch's `inputs`: float images in [0, 1] of any size, titles as str.
+    """Logits (batch, classes), float32, of the `inputs` of a batch: float images in [0, 1] of any size, and titles.
 
-    f = SelfAttention(Concat(e_f, e_g, e_d, e_s)), pooled and classified. The title influences the result
-    through the product only (`FeatureFilter`). Without a title e_f = e_o; without a product the tokens of the title are
-    concatenated like those of an image. The arguments are `RFNetSystem`'s.
+    f = SelfAttention(Concat(e_f, e_g, e_d, e_s)), pooled and classified. The title influences only the product tokens
+    (`FeatureFilter`). Without a title e_f = e_o; without a product the title tokens are concatenated like those of an
+    image. Arguments: see `RFNetSystem`.
     """
 
     temperature: Tensor
@@ -65,7 +63,7 @@ class RFNet(nn.Module):
         if fusion.pooling not in ("mean", "cls"):
             raise ValueError(f"pooling={fusion.pooling}: choose one of mean, cls.")
         if not inputs or set(inputs) - set(INPUTS) or len(set(inputs)) < len(inputs):
-            raise ValueError(f"inputs={list(inputs)}: give some of {', '.join(INPUTS)}, each once.")
+            raise ValueError(f"inputs={list(inputs)}: choose from {', '.join(INPUTS)}, each once.")
         self.inputs = tuple(name for name in INPUTS if name in inputs)
         self.images = tuple(name for name in self.inputs if name != "title")
         self.product_background = product_background
@@ -79,18 +77,17 @@ class RFNet(nn.Module):
             self.encoder_of[name] = encoder = name if separate_encoders else shared
             if encoder not in self.encoders:
                 self.encoders[encoder] = ImageEncoder(settings[name], width)
-        self.positions = nn.ParameterDict()  # embeddings of position and input together
+        self.positions = nn.ParameterDict()  # embeddings of position and input
         for name in self.images:
             encoder: Any = self.encoders[self.encoder_of[name]]
             self.positions[name] = nn.Parameter(0.1 * torch.randn(encoder.grid**2, width))
         if "title" in self.inputs:
             if text_encoder is None:
-                raise ValueError("The title is one of the inputs, but text_encoder is null.")
+                raise ValueError("the title is one of the inputs, but text_encoder is null.")
             self.title = TitleEncoder(text_encoder, width)
         if {"title", "product"} <= set(self.inputs):
-            self.filters = nn.ModuleList(
-                FeatureFilter(width, fusion.num_heads, dropout) for _ in range(fusion.num_filters)
-            )
+            filters = (FeatureFilter(width, fusion.num_heads, dropout) for _ in range(fusion.num_filters))
+            self.filters = nn.ModuleList(filters)
         self.cls = nn.Parameter(0.1 * torch.randn(1, 1, width)) if fusion.pooling == "cls" else None
         self.fusion = nn.ModuleList(
             nn.TransformerEncoderLayer(
@@ -126,7 +123,7 @@ class RFNet(nn.Module):
         return self.classifier(pooled).float()
 
     def tokens(self, batch: Batch) -> dict[str, Tensor]:
-        """e_o, e_g, e_d, e_s with their positions, each (batch, grid * grid, width)."""
+        """e_o, e_g, e_d, e_s with position embeddings, each (batch, grid * grid, width)."""
         tokens: dict[str, Tensor] = {}
         for share, encoder in self.encoders.items():
             names = [name for name in self.images if self.encoder_of[name] == share]
@@ -134,9 +131,9 @@ class RFNet(nn.Module):
         return {name: tokens[name] + self.positions[name] for name in self.images}
 
     def prepared(self, name: str, batch: Batch) -> Tensor:
-        """The image with 3 channels, the product on its background; for an encoder with `alpha` also the product's.
+        """The image with 3 channels, the product on `product_background`; for an encoder with `alpha` 4 channels.
 
-        The product's alpha is 1 everywhere if the product is none of the inputs.
+        The fourth is the product's alpha, or 1 if the product is not one of the inputs.
         """
         image = batch[name]
         if image.ndim != 4 or image.shape[1] != PICTURES[name]:
@@ -144,7 +141,7 @@ class RFNet(nn.Module):
         encoder: Any = self.encoders[self.encoder_of[name]]
         has_product = "product" in self.inputs
         alpha = resize(batch["product"][:, 3:], image.shape[-2:]) if has_product else torch.ones_like(image[:, :1])
-        colours = image[:, :3].expand(-1, 3, -1, -1)
+        colors = image[:, :3].expand(-1, 3, -1, -1)
         if name == "product":
-            colours = colours * alpha + self.product_background * (1 - alpha)
-        return torch.cat([colours, alpha.to(colours)], dim=1) if encoder.alpha else colours
+            colors = colors * alpha + self.product_background * (1 - alpha)
+        return torch.cat([colors, alpha.to(colors)], dim=1) if encoder.alpha else colors

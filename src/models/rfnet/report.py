@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from lightning.fabric.utilities import move_data_to_device
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -13,9 +14,9 @@ from src.figures.confusion import confusion_figure
 
 
 def attribution(system: Any, batch: Batch) -> Tensor:
-    """Pixels that determine the prediction: |input gradient| of the likeliest class, (batch, height, width) in [0, 1].
+    """Saliency of the prediction: |input gradient| of the most likely class, (batch, height, width) in [0, 1].
 
-    Summed over colours (Simonyan et al. 2013), blurred, each image scaled to its own 99th percentile.
+    Summed over channels (Simonyan et al. 2013), blurred, and scaled by the 99th percentile of each image.
     """
     with torch.enable_grad():
         image = batch["image"].detach().clone().requires_grad_()
@@ -31,21 +32,20 @@ def attribution(system: Any, batch: Batch) -> Tensor:
 
 
 def chosen_rows(labels: list[int], num_classes: int, count: int) -> list[int]:
-    """The indices of up to `count` rows, the classes in turn, in the order of the classes."""
+    """Indices of up to `count` rows, as evenly distributed over the classes as possible, sorted by class."""
     queues = [[row for row, label in enumerate(labels) if label == c] for c in range(num_classes)]
     turns = [(turn, c) for turn in range(len(labels)) for c in range(num_classes) if turn < len(queues[c])][:count]
     return [queues[c][turn] for turn, c in sorted(turns, key=lambda pair: pair[1])]
 
 
 def draw_report(system: Any, data: Any, folder: Path, count: int = 10, among: int = 200) -> list[Path]:
-    """Writes `ads.png`, `count` of the first `among` test ads, all classes if they occur there, and `confusion.png`."""
+    """Writes `ads.png`, with `count` of the first `among` test ads, and `confusion.png`."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = data.split("test")
     records = [rows[index] for index in range(min(among, len(rows)))]
     labels = [int(record["label"]) for record in records]
     records = [records[row] for row in chosen_rows(labels, len(system.classes), count)]
-    batch = data.on_after_batch_transfer(collate(records))
-    batch = {field: value.to(system.device) if isinstance(value, Tensor) else value for field, value in batch.items()}
+    batch = move_data_to_device(data.on_after_batch_transfer(collate(records)), system.device)
     paths = [folder / "ads.png", folder / "confusion.png"]
     ads_figure(system.eval(), batch).savefig(paths[0], dpi=110)
     confusion_figure(system.confusion["test"], system.classes).savefig(paths[1], dpi=110)
@@ -53,7 +53,7 @@ def draw_report(system: Any, data: Any, folder: Path, count: int = 10, among: in
 
 
 def ads_figure(system: Any, batch: Batch) -> Figure:
-    """A row per ad: its images, the image with its `attribution`, the classes' probabilities and the title."""
+    """One row per ad: its images, the image with its `attribution`, the class probabilities and the title."""
     with torch.no_grad():
         probabilities = system.log_probabilities(batch).exp().cpu()
     images = [field for field in ("image", "product", "depth", "saliency") if field in system.fields]
@@ -83,7 +83,7 @@ def _show(axis: Any, image: Tensor) -> None:
 
 
 def _bars(axis: Any, probabilities: Tensor, label: int, classes: tuple[str, ...], title: str) -> None:
-    """The true class has a dark frame; the likeliest one is green if right, red if not."""
+    """The true class has a black frame; the most likely class is green if correct, else red."""
     best = int(probabilities.argmax())
     colours = [
         "tab:green" if c == best == label else "tab:red" if c == best else "lightgrey" for c in range(len(classes))

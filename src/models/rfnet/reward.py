@@ -1,4 +1,4 @@
-"""RFNet as a reward: log p(available) of an advertising image (ECCV 2024, arXiv 2408.00418, F_AC)."""
+"""RFNet as a reward: log p(available) of an ad image (Du et al., ECCV 2024, arXiv 2408.00418, F_AC)."""
 
 from pathlib import Path
 
@@ -15,12 +15,11 @@ MAPS = ("computed", "detached", "batch")
 
 
 class RFNetReward(Reward):
-    """log p(available), in (-inf, 0]; its mean negative is the paper's F_AC. Parts: the log-probability of every class.
+    """log p(available), in (-inf, 0]; its negative mean is F_AC in the paper. Parts: log-probabilities of all classes.
 
-    `checkpoint`: RFNet's folder. `depth`, `saliency`: see `load_perception`; a map that RFNet does not use is not
-    computed. `maps`: where the maps of the scored image come from, which the paper leaves open.
-    "computed": from the image, with gradient; "detached": from the image, without gradient through the maps;
-    "batch": the batch's own depth and saliency, for images that come with them.
+    `checkpoint`: folder of an RFNet. `depth`, `saliency`: see `load_perception`; unused maps are skipped.
+    `maps`: where the maps of the scored image come from, which the paper does not specify. "computed": from the image,
+    with gradient; "detached": from the image, without gradient through the maps; "batch": from the batch.
     """
 
     highest = 0.0
@@ -38,7 +37,7 @@ class RFNetReward(Reward):
         self.maps = maps
         system = load(checkpoint)
         if not isinstance(system, RFNetSystem):
-            raise ValueError(f"{checkpoint} holds {type(system).__name__}, not an RFNetSystem.")
+            raise ValueError(f"{checkpoint} contains {type(system).__name__}, not RFNetSystem.")
         if "available" not in system.classes:
             raise ValueError(f"{checkpoint}: no class 'available' among {', '.join(system.classes)}.")
         self.rfnet = system

@@ -85,7 +85,7 @@ def test_only_what_merging_changes_is_copied_and_the_part_stays_as_it_is(name):
 
 
 def test_a_controlnet_that_is_left_out_is_no_part():
-    with pytest.raises(ValueError, match=r"trainable=controlnet_lora needs .*generator\.control_scale=0 leaves it out"):
+    with pytest.raises(ValueError, match=r"trainable=controlnet_lora needs .*generator\.control_scale=0 disables it"):
         Trainable(tiny.generator(control_scale=0.0), "controlnet_lora")
     Trainable(tiny.generator(control_scale=0.0), "all")
 
@@ -110,7 +110,7 @@ def test_diffusers_opens_the_adapters_of_the_unet(tmp_path):
         torch.testing.assert_close(pipeline.unet(x, t, words).sample, wanted, atol=1e-5, rtol=1e-5)
         assert (tiny.generator().unet(x, t, words).sample - wanted).abs().max() > 1e-3
     with pytest.raises(
-        ValueError, match="trainable=controlnet_lora: diffusers' pipelines take adapters of the UNet only"
+        ValueError, match="trainable=controlnet_lora: diffusers pipelines support adapters of the UNet only"
     ):
         Trainable(tiny.generator(), "controlnet_lora", rank=2).save_adapters(tmp_path, torch.float32)
 

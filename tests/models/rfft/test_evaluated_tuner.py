@@ -36,7 +36,7 @@ def test_a_state_is_not_gone_on_with_on_a_folder_of_other_weights(trainable, tmp
     tune(folder, state, trainable, resume=True)
     shutil.rmtree(folder)
     tiny.generator(seed=1).save(folder)
-    with pytest.raises(ValueError, match="trained with another generator: their folders have other weights by now"):
+    with pytest.raises(ValueError, match="the weights of the generator have changed since the state was saved"):
         tune(folder, state, trainable, resume=True)
 
 
@@ -45,10 +45,8 @@ def test_the_card_names_generator_reward_and_regularizer_and_the_generators_lice
     tiny.generator().save(folder)
     system = RFFT(load_generator(folder), Redness(), ConsistentCondition(0.5), LateRandom(0.5))
     told = system.card
-    assert told["what"] == (
-        f"{folder}, its controlnet tuned by RFFT: "
-        "the reward is Redness, regularized by ConsistentCondition with beta 0.5."
-    )
+    tuned = f"{folder} with controlnet tuned by RFFT"
+    assert told["what"] == f"{tuned}: reward Redness, regularizer ConsistentCondition (beta 0.5)."
     assert told["licence"] == f"Other: that of {folder}, from whose weights these were trained."
     about = {"title": "t", "data": "d", "command": "c", "time": "t", "machine": "m", **told}
     assert card(system, {}, about, "float32").startswith("---\nlicense: other\n")

@@ -112,7 +112,7 @@ def test_the_files_of_the_group_build_and_wrong_values_are_refused():
         (lambda: KL(-1.0), "beta=-1.0"),
         (lambda: KL(1.0, sigma=0.0), "sigma=0.0"),
         (lambda: KL(1.0, branch="uncond"), "branch=uncond"),
-        (lambda: ConsistentCondition(1.0, "squared"), "form is paper or authors"),
+        (lambda: ConsistentCondition(1.0, "squared"), "form must be paper or authors"),
     ):
         with pytest.raises(ValueError, match=words):
             make()

@@ -248,7 +248,7 @@ def by_hand(system: RFFT, batch: Batch, *starts: int) -> tuple[Tensor, Tensor, T
         a = net.alpha_bars[i]
         clean = (x - (1 - a) ** 0.5 * (uncond + 7.5 * (text - uncond))) / a**0.5
         moved = (text - uncond - text0 + uncond0) / (1 - a) ** 0.5
-        rewards.append(system.reward(net.picture(clean, conditions), batch).value)
+        rewards.append(system.reward(net.image(clean, conditions), batch).value)
         penalties.append(moved.flatten(1).norm(dim=1))
     reward, penalty = torch.cat(rewards).mean(), torch.cat(penalties).mean()
     weights = list(system.trainable.weights().values())
@@ -295,7 +295,7 @@ def test_the_reward_sees_the_pasted_product_and_cannot_move_it():
     conditions = system.net.encode(batch)
     latents = torch.randn(2, 4, 16, 16).requires_grad_()
     known = conditions.background == 0
-    picture = system.net.picture(latents, conditions)
+    picture = system.net.image(latents, conditions)
     (gradient,) = torch.autograd.grad(picture[inside].sum(), latents, retain_graph=True)
     assert torch.equal(gradient, torch.zeros_like(gradient))
     (gradient,) = torch.autograd.grad(picture.sum(), latents)
@@ -652,7 +652,7 @@ def test_rfnet_tunes_too_with_the_maps_of_the_painted_picture(tmp_path):
     batch = ads() | {"depth": torch.zeros(2, 1, 64, 64), "image": torch.zeros(2, 3, 64, 64)}
     total(system, batch, Window(4, 5)).backward()
     assert all(weight.grad is not None for weight in system.trainable.weights().values())
-    with pytest.raises(ValueError, match="takes depth, saliency from the batch, not the image"):
+    with pytest.raises(ValueError, match="reads depth, saliency of the batch, not of the image"):
         rfft(reward=RFNetReward(**nets.rfnet(tmp_path / "other"), maps="batch"))
     with pytest.raises(ValueError, match="guidance_gradient=none: choose one of both, text, off"):
         rfft(guidance_gradient="none")
