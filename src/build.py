@@ -1,4 +1,4 @@
-"""Objects of configuration nodes: what `_target_` names, called with the node's other keys."""
+"""Builds objects from configuration nodes: calls `_target_` with the other keys of the node."""
 
 import importlib
 import inspect
@@ -16,10 +16,10 @@ PLAIN = (bool, int, float, str, NoneType)
 
 
 def build(node: Any, /, **extra: Any) -> Any:
-    """What `node` describes: its `_target_` called with its other keys, built depth first, and with `extra`.
+    """Calls `_target_` of `node` with its other keys, which are built first, and with `extra`.
 
-    A node without `_target_` becomes a plain dict, list or value, all interpolations resolved; None stays None.
-    Raises ConfigError for a target that is not defined under `src.` and for arguments that it does not take.
+    A node without `_target_` becomes a plain dict, list or value with resolved interpolations.
+    Raises ConfigError for a target that is not defined under `src.`, and for invalid arguments.
     """
     node = plain(node) if isinstance(node, (DictConfig, ListConfig)) else node
     if isinstance(node, (list, tuple)):
@@ -34,17 +34,17 @@ def build(node: Any, /, **extra: Any) -> Any:
     try:
         signature.bind(**arguments)
     except TypeError as error:
-        raise ConfigError(f"{node['_target_']}: {error}; it takes {', '.join(signature.parameters)}") from None
+        raise ConfigError(f"{node['_target_']}: {error}; its arguments: {', '.join(signature.parameters)}") from None
     for name, value in arguments.items():
         kinds = _kinds(signature.parameters[name].annotation) if name in signature.parameters else ()
         if kinds and not any(type(value) is kind or (kind is float and type(value) is int) for kind in kinds):
-            told = " or ".join("null" if kind is NoneType else kind.__name__ for kind in kinds)
-            raise ConfigError(f"{node['_target_']}: {name}={json.dumps(value, default=str)}, but it takes {told}.")
+            names = " or ".join("null" if kind is NoneType else kind.__name__ for kind in kinds)
+            raise ConfigError(f"{node['_target_']}: {name}={json.dumps(value, default=str)} must be {names}.")
     return target(**arguments)
 
 
 def targets(node: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
-    """The name of every `_target_` in a plain node, inner ones too, and what it names; nothing is called."""
+    """Every `_target_` in a plain node, including nested ones: its name and the object; nothing is called."""
     if isinstance(node, dict):
         if "_target_" in node:
             yield str(node["_target_"]), _target(str(node["_target_"]))
@@ -56,13 +56,13 @@ def targets(node: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
 
 
 def loadable(target: Target) -> Target:
-    """Marks a function, or a class with its subclasses, that a checkpoint's configuration may name besides modules."""
+    """Marks a function, or a class and its subclasses, as allowed in the configuration of a checkpoint."""
     target.loadable = True  # pyright: ignore[reportAttributeAccessIssue]
     return target
 
 
 def _kinds(annotation: Any) -> tuple[type, ...]:
-    """The types that an annotation allows, if all of them are plain; else nothing is known."""
+    """The types of an annotation if all of them are plain, otherwise none."""
     kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
     return kinds if all(kind in PLAIN for kind in kinds) else ()
 
@@ -75,7 +75,7 @@ def _target(path: str) -> Callable[..., Any]:
         found = vars(importlib.import_module(module))
     except ModuleNotFoundError as error:
         if not module.startswith(error.name or module):
-            raise  # the module is there, something that it imports is not
+            raise  # the module exists, but something that it imports does not
         raise ConfigError(f"_target_ {path!r}: there is no module {error.name}") from None
     own = {key: value for key, value in found.items() if str(getattr(value, "__module__", "")).startswith("src.")}
     if not callable(own.get(name)):

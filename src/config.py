@@ -1,14 +1,14 @@
 """The command line: YAML files under `conf/` and `key=value` words compose one closed configuration.
 
-- An entry (`conf/fit.yaml`) names a choice for each of its groups under `defaults:`. The content of the chosen file,
-  `conf/model/rfnet.yaml`, lands under the key `model`. The choice `null` leaves a group out, `???` demands one.
-- A group file may have `defaults:` too, for the groups after it in the entry's order and for new ones (under its own
-  group's name: the file that it is a variant of); and `overrides:`, merged at the root: `{trainer: {max_steps: 900}}`.
-- `experiment=x` merges `conf/experiment/x.yaml` at the root; its `defaults:` pick groups.
-- Precedence: word > experiment > group file > entry; between group files, the first in the entry's order.
-- Only keys that exist can be set, save below one that stands as `{}` or `null`. Mappings are merged, but an empty one
-  and one with another `_target_` replace the old one; lists replace lists.
-- `${choices.model}` is the name of a choice; `choices.experiment` exists where an experiment was picked.
+- An entry (`conf/fit.yaml`) selects a file for each of its groups under `defaults:`. The content of the selected file,
+  `conf/model/rfnet.yaml`, is stored under the key `model`. `null` omits a group, `???` makes it required.
+- A group file may have its own `defaults:`, for groups after it in the entry's order and for new groups (under the name
+  of its own group: the file it extends); and `overrides:`, merged at the root: `{trainer: {max_steps: 900}}`.
+- `experiment=x` merges `conf/experiment/x.yaml` at the root; its `defaults:` select files.
+- Precedence: command line > experiment > group file > entry; among group files, the first in the entry's order.
+- Only existing keys can be set, except below keys that are `{}` or `null`. Mappings are merged, but an empty mapping or
+  one with another `_target_` replaces the old one; lists are replaced.
+- `${choices.model}` is the name of the selected file; `choices.experiment` exists if an experiment is selected.
 """
 
 import difflib
@@ -29,13 +29,13 @@ PATHS = ("out", "table", "folder", "products", "prompts", "checkpoint", "root", 
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be composed or built, told in one line."""
+    """A configuration that cannot be composed or built; the message is one line."""
 
 
 def compose(entry: str, words: list[str], root: Path = CONF) -> DictConfig:
-    """The closed configuration of the file `<entry>.yaml` under `words`, with every required value given.
+    """The closed configuration of `<entry>.yaml` and `words`, without missing values.
 
-    Raises ConfigError naming the nearest choices of an unknown key or choice, or the keys that still need a value.
+    Raises ConfigError naming the most similar keys or choices for an unknown one, or the missing values.
     """
     config = _compose(entry, words, root)
     with _told():
@@ -50,7 +50,7 @@ def compose(entry: str, words: list[str], root: Path = CONF) -> DictConfig:
 
 
 def describe(entry: str, words: list[str], root: Path = CONF) -> str:
-    """The help text: usage, the groups and their choices (a star marks those in force), the keys and their values."""
+    """The help text: usage, groups and their choices (a star marks the selected ones), keys and values."""
     config: Any = OmegaConf.to_container(_compose(entry, words, root))
     choices = {"experiment": None} | config.pop("choices")
     lines = [f"usage: python -m src.{entry} [group=choice ...] [key=value ...]", "", _comment(root / f"{entry}.yaml")]
@@ -64,7 +64,7 @@ def describe(entry: str, words: list[str], root: Path = CONF) -> str:
 
 
 def _experiments(entry: str, words: list[str], root: Path) -> Iterator[str]:
-    """The experiments that fit the entry and the words."""
+    """The experiments that can be combined with the entry and the words."""
     for name in _choices(root, "experiment"):
         with suppress(ConfigError):
             _compose(entry, [*words, f"experiment={name}"], root)
@@ -79,7 +79,7 @@ class _File(NamedTuple):
 
 
 def _compose(entry: str, words: list[str], root: Path) -> DictConfig:
-    """The configuration, possibly with values that are still missing."""
+    """The configuration, possibly with missing values."""
     folders = [path.name for path in root.iterdir() if path.is_dir()]
     picks: dict[str, str | None] = {}
     values: list[tuple[str, Any]] = []
@@ -103,7 +103,7 @@ def _compose(entry: str, words: list[str], root: Path) -> DictConfig:
         brought = files[group].defaults | brought
     for group in picks.keys() - files:
         brings = [f"{g}={name}" for g in files for name in _choices(root, g) if group in _read(root, g, name).defaults]
-        how = f"it comes with {' or '.join(brings)}" if brings else nearest(group, files)
+        how = f"it belongs to {' or '.join(brings)}" if brings else nearest(group, files)
         raise ConfigError(f"{group}={picks[group]}: no group {group!r} here; {how}")
 
     config = base.body | {group: file.body for group, file in files.items()}
@@ -123,7 +123,7 @@ def _compose(entry: str, words: list[str], root: Path) -> DictConfig:
 
 
 def _read(root: Path, group: str, name: str | None) -> _File:
-    """One file, merged over the one that it is a variant of."""
+    """A file merged into the one it extends."""
     if name is None or name == "???":
         return _File(None, {}, {}, name)
     if name not in _choices(root, group):
@@ -143,7 +143,7 @@ def _read(root: Path, group: str, name: str | None) -> _File:
 
 
 def _merge(base: dict[str, Any], values: dict[str, Any], free: set[str] | None, where: str, prefix: str = "") -> None:
-    """Merges `values` into `base`. New keys are taken below the names in `free` (None: everywhere)."""
+    """Merges `values` into `base`. New keys are allowed below the names in `free` (None: everywhere)."""
     for key, new in values.items():
         name, old = f"{prefix}{key}", cast(Any, base.get(key))
         if free is not None and key not in base:
@@ -164,7 +164,7 @@ def _alike(old: Any, new: Any) -> bool:
 
 
 def _fault(old: Any, new: Any) -> str:
-    """What is wrong with `new` in the place of `old`, if they are not of one kind."""
+    """The reason why `new` cannot replace `old`, if their types differ."""
     text = isinstance(new, str) and not new.startswith("${")
     if isinstance(old, dict) and not (new is None or isinstance(new, dict) or str(new).startswith("${")):
         return f"is a mapping; its keys: {', '.join(map(str, old))}"
@@ -186,7 +186,7 @@ def _free(node: dict, prefix: str = "") -> set[str]:
 
 
 def _parse(word: str, text: str) -> Any:
-    """The value of a word as YAML. Paths are texts as they are typed, and so is `a: b` without braces."""
+    """The value of a word as YAML. Paths, and `a: b` without braces, stay strings."""
     if word.partition("=")[0].rpartition(".")[2] in PATHS and text not in ("", "null"):
         return text
     with _told(word):
@@ -195,7 +195,7 @@ def _parse(word: str, text: str) -> Any:
 
 
 def _keys(node: dict, prefix: str = "") -> dict[str, Any]:
-    """Every dotted name below `node`, inner nodes too, and its value."""
+    """All dotted names below `node`, including inner nodes, and their values."""
     keys = {}
     for key, value in node.items():
         keys[f"{prefix}{key}"] = value
@@ -204,7 +204,7 @@ def _keys(node: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def nearest(name: str | None, options: Iterable[str]) -> str:
-    """Those of `options` that look like `name`, or all of its depth, as the end of an error message."""
+    """The end of an error message: the `options` that are similar to `name`, or all of the same depth."""
     options, name = sorted(options), str(name)
     same = [option for option in options if option.endswith((f".{name}", f"={name}")) or option == f"{name}="]
     if near := same or difflib.get_close_matches(name, options, n=3):
@@ -227,14 +227,14 @@ def _show(value: Any) -> str:
 
 
 def plain(node: DictConfig | ListConfig) -> Any:
-    """The node as dicts, lists and values, its interpolations resolved."""
+    """The node as dicts, lists and values, with resolved interpolations."""
     with _told():
         return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
 
 
 @contextmanager
 def _told(where: str = "") -> Iterator[None]:
-    """Turns the errors of OmegaConf and YAML into a ConfigError of one line."""
+    """Turns errors of OmegaConf and YAML into a ConfigError with one line."""
     try:
         yield
     except (OmegaConfBaseException, YAMLError) as error:

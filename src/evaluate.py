@@ -1,4 +1,4 @@
-"""Measures a checkpoint on a split: `python -m src.evaluate checkpoint=checkpoints/rfnet data=showroom split=test`.
+"""Evaluates a checkpoint on a split: `python -m src.evaluate checkpoint=checkpoints/rfnet data=showroom split=test`.
 
 Prints the metrics as a table and, with `out=DIR`, writes them to `DIR/metrics.json` as {"test/availability_f1": ...}.
 """
@@ -21,16 +21,12 @@ from src.runtime.system import System
 
 
 def evaluate(
-    system: System,
-    data: AdData,
-    split: str,
-    trainer: L.Trainer,
-    transforms: Sequence[str] = (),
+    system: System, data: AdData, split: str, trainer: L.Trainer, transforms: Sequence[str] = ()
 ) -> dict[str, float]:
-    """Every metric of the system's test step over all records of the split, named `<split>/<metric>`.
+    """The metrics of the system's test step over all records of the split, named `<split>/<metric>`.
 
-    `transforms`: those of the data module that change all records. On several devices each goes through the whole
-    split, so that no record counts twice.
+    `transforms`: transforms of the data module, applied to all records. Each device processes the whole split, so that
+    no record is counted twice.
     """
     batches = data.batches(split, trainer.strategy.root_device, transforms=transforms)
     (metrics,) = trainer.test(system, dataloaders=batches, verbose=False)

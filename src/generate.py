@@ -1,9 +1,9 @@
 """Generates ads by recurrent generation: `python -m src.generate products=DIR prompts=FILE out=ADS reward=rfnet`.
 
-`out` has <key>.png and a line of manifest.jsonl for each product: key, accepted, attempts, value (of the image kept,
-the best), values (of all attempts), seed (of the image kept), prompt, order (a hash of product, prompt and title). The
-same command resumes after a kill: rows of the manifest whose image is there are done. Products that cannot be used are
-listed in failed.csv. summary.json has the share accepted by attempt, attempts and UNet calls per accepted image.
+`out` has <key>.png, the accepted or best image, and one line of manifest.jsonl for each product: key, accepted,
+attempts, value and seed of the image, values of all attempts, prompt, and order (a hash of product, prompt and title).
+Failed products are listed in failed.csv. summary.json has the share accepted by attempt, and attempts and UNet calls
+per accepted image. The same command resumes an interrupted run.
 Exit code 0: every product has an image; 1: some products failed; 2: nothing can be generated.
 """
 
@@ -30,19 +30,19 @@ from src.runtime.files import atomic, check_names, write_json
 from src.runtime.progress import progress_bar
 from src.runtime.run_output import FailedRow, RunOutput
 
-SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: in names and JSON of broken text
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, in file names or JSON with broken text
 FREE = ("batch_size", "resume", "device", "threads", "debug", "products", "prompts", "out")
 
 
 def records(
     waiting: dict[int, ProductPrompt], reward: Reward, size: int, config: Any, output: RunOutput
 ) -> Iterator[Record]:
-    """What the generator and the reward need of each product, given by row; the others become failed rows."""
+    """The records of products, given by row; products that cannot be read become failed rows."""
     for row, order in waiting.items():
         try:
             texts = {"name": order.key, "prompt": order.prompt, "title": order.title}
             if odd := [name for name, text in texts.items() if SURROGATE.search(text)]:
-                raise ProductError(f"its {odd[0]} is no UTF-8 text")
+                raise ProductError(f"the {odd[0]} is not valid UTF-8")
             if not order.prompt:
                 raise ProductError("no prompt")
             if "title" in reward.fields and not order.title:
@@ -55,23 +55,23 @@ def records(
 
 
 def generate(generator: Generator, reward: Reward, config: DictConfig) -> tuple[RunOutput, list[dict[str, Any]]]:
-    """The output and its results."""
+    """Generates the images; returns the output and the rows of the manifest."""
     if foreign := sorted(reward.fields - {"product", "prompt", "title"}):
         raise ValueError(f"{type(reward).__name__} needs {', '.join(foreign)}, which a product folder does not have.")
     for name in ("attempts", "threshold", "scale", "batch_size"):
         if config[name] is None:
-            raise ValueError(f"{name}=null: it takes a number.")
+            raise ValueError(f"{name}=null: a number is needed.")
     if config.threshold > reward.highest:
         raise ValueError(f"threshold={config.threshold}: {type(reward).__name__} is never above {reward.highest}.")
     device, out = torch_device(config.device), Path(config.out)
     precision = autocast(device, config.precision)
     size = config.size or generator.size
     if size % generator.cell:
-        raise ValueError(f"size={size}: this generator needs multiples of {generator.cell} px.")
+        raise ValueError(f"size={size} must be a multiple of {generator.cell} px for this generator.")
     if out.resolve() == Path(config.products).resolve():
-        raise ValueError(f"out={out} is the folder of the products: its images would replace them.")
+        raise ValueError(f"out={out} is the folder of the products, which would be overwritten.")
     settings = {name: value for name, value in plain(config).items() if name not in FREE}
-    settings |= {f"generator.{name}": value for name, value in generator.settings.items()}  # also those of its folder
+    settings |= {f"generator.{name}": value for name, value in generator.settings.items()}  # of its folder too
     scheduler = generator.scheduler.config
     settings["generator.scheduler"] = {name: scheduler[name] for name in sorted(scheduler) if not name.startswith("_")}
     settings |= {"generator weights": fingerprint(generator), "reward weights": fingerprint(reward)}
@@ -87,7 +87,7 @@ def generate(generator: Generator, reward: Reward, config: DictConfig) -> tuple[
     done = output.results(lambda row: (out / f"{row['key']}.png").is_file())
     if other := [key for key, order in by_key.items() if key in done and done[key].get("order") != order.stamp]:
         raise ValueError(
-            f"{out} has {', '.join(other[:5])} ({len(other)} in all) of another product, prompt or title: choose "
+            f"{out}: product, prompt or title of {', '.join(other[:5])} ({len(other)} in all) have changed; choose "
             "another out, or delete their images."
         )
     waiting = {row: order for row, order in enumerate(wanted, start=1) if order.key not in done}
@@ -113,10 +113,10 @@ def generate(generator: Generator, reward: Reward, config: DictConfig) -> tuple[
 
 
 def summary(rows: list[dict[str, Any]], num_steps: int) -> dict[str, Any]:
-    """What came of the attempts.
+    """Statistics of the attempts.
 
-    `available_rate`: share of the products accepted within 1, 2, ... attempts. What an accepted picture costs includes
-    the attempts of products that were given up; None if no picture is accepted.
+    `available_rate`: share of the products accepted within 1, 2, ... attempts. The cost per accepted image includes the
+    attempts of products without an accepted image; None if no image is accepted.
     """
     accepted = [row for row in rows if row["accepted"]]
     numbers = range(1, max((row["attempts"] for row in rows), default=0) + 1)
@@ -137,14 +137,14 @@ def lines(told: dict[str, Any]) -> list[str]:
         found.append(f"  within {number} attempt{'s' if number > 1 else ''}: {rate:.1%}")
     if told["accepted"]:
         attempts, calls = told["attempts_per_accepted"], told["unet_calls_per_accepted"]
-        found.append(f"{attempts:.2f} attempts and {calls:.0f} UNet calls for each accepted picture")
+        found.append(f"{attempts:.2f} attempts and {calls:.0f} UNet calls per accepted image")
     return found
 
 
 @command("generate")
 def main(config: DictConfig) -> int:
     if config.generator is None or config.reward is None:
-        raise ValueError("it needs a generator to paint and a reward to accept by: neither can be null.")
+        raise ValueError("generator and reward must not be null.")
     generator, reward = build(config.generator).eval().requires_grad_(False), build(config.reward)
     output, rows = generate(generator, reward, config)
     told = summary(rows, generator.num_steps)

@@ -1,11 +1,11 @@
-"""Computes the depth and saliency that a data set lacks: `python -m src.perceive data=rf1m data.root=DIR out=MAPS`.
+"""Computes the missing depth and saliency maps of a data set: `python -m src.perceive data.root=DIR out=MAPS`.
 
-Training computes missing maps anew in every epoch; for a million images they are better computed once. Each becomes an
-8-bit PNG, `MAPS/depth/<key>.png` (white is near) and `MAPS/saliency/<key>.png`, in the shape of the image, `data.size`
-px along the longer side, by the networks of `data.transforms.perceived`; `data.depth=MAPS/depth
-data.saliency=MAPS/saliency` then reads them. `MAPS/manifest.jsonl` lists them by key: the same command resumes after a
-kill, and adds the maps of images that were added.
-Exit code 0: all maps are there; 1: some images cannot be read; 2: nothing can be computed.
+Training computes missing maps again in every epoch; with many images it is faster to compute them once. The networks of
+`data.transforms.perceived` write `MAPS/depth/<key>.png` (white is near) and `MAPS/saliency/<key>.png`: 8-bit PNG with
+the aspect ratio of the image, `data.size` px along the longer side. Use them with `data.depth=MAPS/depth
+data.saliency=MAPS/saliency`. `MAPS/manifest.jsonl` lists them by key: the same command resumes an interrupted run, and
+computes the maps of new images.
+Exit code 0: all maps are computed; 1: some images cannot be read; 2: nothing can be computed.
 """
 
 import os
@@ -32,11 +32,19 @@ from src.runtime.files import atomic, check_names
 from src.runtime.progress import progress_bar
 from src.runtime.run_output import FailedRow, RunOutput
 
-FREE = ("batch_size", "num_workers", "seed", "shares", "cache", "quarantine", "verify")  # settings of data
+FREE = (
+    "batch_size",
+    "num_workers",
+    "seed",
+    "shares",
+    "cache",
+    "quarantine",
+    "verify",
+)  # may change
 
 
 def perceive(data: AdData, split: str, keys: dict[int, str], output: RunOutput, device: torch.device) -> None:
-    """Writes the maps of these rows of a split, given with their keys."""
+    """Writes the maps of some rows of a split; `keys`: key by row."""
     canvas, fit = getattr(data.split(split), "canvas", None), getattr(data.source, "fit", "squash")
     waiting = iter(keys.items())
     with ThreadPoolExecutor() as pool, progress_bar(len(keys), desc=split) as bar:
@@ -44,7 +52,7 @@ def perceive(data: AdData, split: str, keys: dict[int, str], output: RunOutput, 
             maps = {f: (batch[f][:, 0].float() * 255).round().byte().cpu().numpy() for f in data.lacking}
             files, made, failed = {}, [], []
             for index, (found, (row, key)) in enumerate(zip(batch["key"], waiting, strict=False)):
-                if found != key:  # the data set gives another row in the place of one that cannot be read
+                if found != key:  # the data set replaces a row that cannot be read by another one
                     failed.append(FailedRow(row + 1, key, "", f"cannot be read (split {split})"))
                     continue
                 made.append({"key": key} | {field: map_name(field, key) for field in maps})
@@ -58,13 +66,13 @@ def perceive(data: AdData, split: str, keys: dict[int, str], output: RunOutput, 
 
 
 def write(file: Path, values: np.ndarray) -> None:
-    """A uint8 map (height, width) as PNG."""
+    """Writes a uint8 map (height, width) as PNG."""
     with atomic(file) as part:
         part.write_bytes(cv2.imencode(".png", values)[1].tobytes())
 
 
 def map_name(field: str, key: str) -> str:
-    """The file of a map, relative to the output folder, under the name that the data set looks for."""
+    """The file of a map, relative to the output folder."""
     stem, suffix = os.path.splitext(key)
     return f"{field}/{stem if suffix.lower().encode() in SUFFIXES else key}.png"
 
@@ -79,7 +87,7 @@ def main(config: DictConfig) -> int:
     precision = autocast(device, config.precision)
     data = build(config.data)
     if not data.lacking:
-        raise ValueError("the data set lacks no map that data.transforms could make.")
+        raise ValueError("the data set has all maps that data.transforms can compute.")
     settings = {name: value for name, value in plain(config.data).items() if name not in FREE}
     for name, transform in data.transforms.items():
         transform.prepare(transform.makes - data.source.fields)

@@ -1,9 +1,9 @@
 """Scores a table or folder of images with a reward: `python -m src.score reward=rfnet table=ads.csv out=scores.csv`.
 
 `out` (.csv or .jsonl) has one row per scored image in the order of the table: key, value (higher is better) and the
-parts of the reward. Failed rows are listed in `<out>.failed.csv`. `<out>.run.json` records the progress: after a kill
-the same command resumes there, in the same batches, so that both tables end as those of an uninterrupted run, byte for
-byte. The formats of tables and folders: `src/data/ads.py`.
+parts of the reward. Failed rows are listed in `<out>.failed.csv`. `<out>.run.json` records the progress: the same
+command resumes an interrupted run with the same batches, so that both tables are byte-identical to those of an
+uninterrupted run. Formats of tables and folders: `src/data/ads.py`.
 Exit code 0: all rows were scored; 1: some failed; 2: nothing can be scored.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -33,11 +34,11 @@ from src.runtime.files import TABLES
 from src.runtime.progress import progress_bar
 from src.runtime.run_output import FailedRow, RunOutput
 
-READERS = min(8, os.cpu_count() or 1)  # threads that decode pictures; decoding lets go of the interpreter's lock
+READERS = min(8, os.cpu_count() or 1)  # threads that decode images; decoding releases the GIL
 
 
 class Chunk(NamedTuple):
-    """`size` rows: the good ones as batches of pictures of one size, each with its row numbers, and the failed ones."""
+    """`size` rows: batches of images of one size with their row numbers, and the failed rows."""
 
     size: int
     batches: list[tuple[list[int], Batch]]
@@ -45,7 +46,7 @@ class Chunk(NamedTuple):
 
 
 def read(ads: Ads, rows: list[Row], max_size: int | None, pin: bool) -> Chunk:
-    """The chunk of these rows, its files decoded, none larger than `max_size` px, in pinned memory for a GPU."""
+    """Reads a chunk of rows; larger images are reduced to `max_size` px. `pin`: in pinned memory."""
     groups: dict[tuple[int, ...], list[tuple[int, Record]]] = defaultdict(list)
     failed = []
     for row in rows:
@@ -59,20 +60,17 @@ def read(ads: Ads, rows: list[Row], max_size: int | None, pin: bool) -> Chunk:
         numbers, records = zip(*group, strict=True)
         batch = collate(list(records))
         if pin:
-            batch = {
-                field: value.pin_memory() if isinstance(value, Tensor) else value for field, value in batch.items()
-            }
+            batch = {f: v.pin_memory() if isinstance(v, Tensor) else v for f, v in batch.items()}
         batches.append((list(numbers), batch))
     return Chunk(len(rows), batches, failed)
 
 
 @torch.inference_mode()
 def judged(reward: Reward, chunk: Chunk, device: torch.device) -> list[tuple[list[int], list[str], dict[str, Tensor]]]:
-    """Row numbers, keys and named scores of each batch; on a GPU they may still be under way."""
+    """Row numbers, keys and named scores of each batch; on a GPU they may still be computed."""
     results = []
     for numbers, batch in chunk.batches:
-        moved = {f: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for f, v in batch.items()}
-        moved = to_float(moved)
+        moved = to_float(move_data_to_device(batch, device))
         score = reward(moved["image"], moved)
         results.append((numbers, batch["key"], {"value": score.value} | score.parts))
     return results
@@ -86,14 +84,14 @@ def score(
     device: torch.device,
     max_size: int | None = None,
 ) -> None:
-    """Fills the output with the scores of all rows that it does not have yet, `batch_size` rows at a time."""
+    """Scores all rows that the output does not have yet, `batch_size` rows at a time."""
     done = output.progress.rows
     chunks = _chunks(islice(ads, done, None), batch_size)
     gpu = device.type != "cpu"
     loaded = _ahead(lambda rows: read(ads, rows, max_size, device.type == "cuda"), chunks, overlap=gpu)
     with progress_bar(max(ads.total, done), done) as bar:
         waiting: deque[tuple[Chunk, Any]] = deque()
-        for chunk in loaded:  # a GPU works on this chunk while the one before is written
+        for chunk in loaded:  # a GPU computes this chunk while the previous one is written
             waiting.append((chunk, judged(reward, chunk, device)))
             if len(waiting) > gpu:
                 bar.update(_write(output, *waiting.popleft()))
@@ -109,7 +107,7 @@ def main(config: DictConfig) -> int:
     reward, ads = _parts(config)
     out, place = Path(config.out), Path(config.table or config.folder)
     if config.folder and out.resolve().is_relative_to(place.resolve()):
-        raise ValueError(f"out={out} is inside folder={place}, which is read; choose another out.")
+        raise ValueError(f"out={out} is inside folder={place}; choose another out.")
     settings = {
         "table" if config.table else "folder": ads.fingerprint,
         "files": ads.contents(),
@@ -130,12 +128,12 @@ def _parts(config: DictConfig) -> tuple[Reward, Ads]:
     if (config.table is None) == (config.folder is None):
         raise ValueError("give either table=FILE or folder=DIR.")
     if Path(config.out).suffix not in TABLES:
-        raise ValueError(f"out={config.out}: scores are written as .csv or .jsonl.")
+        raise ValueError(f"out={config.out}: choose a .csv or .jsonl file.")
     for name, value in (("batch_size", config.batch_size), ("max_size", config.max_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
     if config.reward is None:
-        raise ValueError("reward=null: a reward is needed.")
+        raise ValueError("reward=null: choose a reward.")
     reward: Reward = build(config.reward)
     ads = Table(Path(config.table), reward.fields) if config.table else Folder(Path(config.folder), reward.fields)
     return reward, ads
@@ -150,7 +148,7 @@ def _chunks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
 def _ahead(function: Callable[[Any], Chunk], items: Iterable[Any], overlap: bool) -> Iterator[Chunk]:
     """function(item) for each item, in order, computed by threads a few items ahead.
 
-    Without `overlap` a few at once, and nothing while the caller works: on a CPU the net wants every core for itself.
+    Without `overlap` nothing is computed while the caller works: on a CPU the network needs all cores.
     """
     with ThreadPoolExecutor(READERS) as pool:
         if not overlap:
@@ -171,12 +169,12 @@ def _ahead(function: Callable[[Any], Chunk], items: Iterable[Any], overlap: bool
 
 
 def _write(output: RunOutput, chunk: Chunk, results: list[tuple[list[int], list[str], dict[str, Tensor]]]) -> int:
-    """Writes a chunk in the order of its rows and returns their number; a row whose score is not finite fails."""
+    """Writes a chunk in the order of its rows and returns its size; rows whose score is not finite fail."""
     scores, failed = {}, list(chunk.failed)
     for numbers, keys, columns in results:
         values = {name: column.tolist() for name, column in columns.items()}
         for i, (number, key) in enumerate(zip(numbers, keys, strict=True)):
-            row = {name: float(f"{column[i]:.9g}") for name, column in values.items()}  # 9 digits tell float32 apart
+            row = {name: float(f"{column[i]:.9g}") for name, column in values.items()}  # 9 digits are exact for float32
             if all(map(math.isfinite, row.values())):
                 scores[number] = {"key": key} | row
             else:

@@ -298,7 +298,7 @@ def test_splits_without_records_are_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr(Digits, "split", lambda self, name: split(self, name) if name == "train" else [])
     train(tmp_path / "a", max_epochs=1)
     assert (tmp_path / "a/checkpoint/model.safetensors").is_file()
-    with pytest.raises(ValueError, match="weights=best needs a validation, and the val split has no records"):
+    with pytest.raises(ValueError, match="weights=best needs validation, but the val split has no records"):
         train(tmp_path / "b", max_epochs=1, weights="best")
 
 

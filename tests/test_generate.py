@@ -80,9 +80,9 @@ def test_each_product_gets_a_picture_and_a_line(words, tmp_path, monkeypatch, ca
     assert command(monkeypatch, *words) == 0  # nothing is left to do
     assert (out / "manifest.jsonl").read_bytes() == before
     assert command(monkeypatch, *words, "resume=false") == 2
-    assert "has results; resume=true resumes" in capsys.readouterr().err
+    assert "has results; use resume=true" in capsys.readouterr().err
     assert command(monkeypatch, *words, "size=66") == 2
-    assert "size=66: this generator needs multiples of 4 px" in capsys.readouterr().err
+    assert "size=66 must be a multiple of 4 px for this generator" in capsys.readouterr().err
     assert command(monkeypatch, *words, "seed=1") == 2
     assert "a run that differs in seed;" in capsys.readouterr().err
 
@@ -151,7 +151,7 @@ def test_what_is_painted_is_what_is_asked_for_now(words, tmp_path, monkeypatch, 
     prompts = tmp_path / "prompts.csv"
     prompts.write_text(prompts.read_text().replace("p1,a red room", "p1.png,a blue room"))  # a key may be a file's name
     assert command(monkeypatch, *words) == 2
-    assert "ads has p1 (1 in all) of another product, prompt or title: choose another out" in capsys.readouterr().err
+    assert "ads: product, prompt or title of p1 (1 in all) have changed; choose another out" in capsys.readouterr().err
     lines = (out / "manifest.jsonl").read_text().splitlines()
     (out / "p1.png").unlink()
     assert command(monkeypatch, *words) == 0
@@ -160,10 +160,10 @@ def test_what_is_painted_is_what_is_asked_for_now(words, tmp_path, monkeypatch, 
     assert "a run that differs in attempts; choose another out" in capsys.readouterr().err
     (out / "manifest.jsonl").write_text('{"key": "p0", "acc\n' + lines[1] + "\n")
     assert command(monkeypatch, *words) == 2
-    assert "manifest.jsonl, line 1: damaged" in capsys.readouterr().err
+    assert "manifest.jsonl, line 1 is damaged" in capsys.readouterr().err
     (out / "manifest.jsonl").write_text(lines[0] + '\n{"value": 0.5}\n')
     assert command(monkeypatch, *words) == 2
-    assert "manifest.jsonl, line 2: damaged" in capsys.readouterr().err
+    assert "manifest.jsonl, line 2 is damaged" in capsys.readouterr().err
 
 
 def test_pictures_of_other_weights_are_not_taken_for_done(words, tmp_path, monkeypatch, capsys):
@@ -174,7 +174,7 @@ def test_pictures_of_other_weights_are_not_taken_for_done(words, tmp_path, monke
     assert command(monkeypatch, *words) == 0
     tiny.generator(seed=1).save(folder)  # tuned again, say
     assert command(monkeypatch, *words) == 2
-    assert "ads holds results of a run that differs in generator weights; choose another out" in capsys.readouterr().err
+    assert "ads has results of a run that differs in generator weights; choose another out" in capsys.readouterr().err
 
 
 def test_pictures_of_other_settings_are_not_taken_for_done_wherever_those_were_given(
@@ -186,23 +186,23 @@ def test_pictures_of_other_settings_are_not_taken_for_done_wherever_those_were_g
     words = [*words, *shop(tmp_path, 2), f"generator.folder={folder}", f"out={tmp_path / 'ads'}", "attempts=1"]
     assert command(monkeypatch, *words) == 0
     assert command(monkeypatch, *words, "precision=bfloat16") == 2
-    assert "ads holds results of a run that differs in precision; choose another out" in capsys.readouterr().err
+    assert "ads has results of a run that differs in precision; choose another out" in capsys.readouterr().err
     node = {"_target_": "src.models.rfft.system.RFFT", "generator": {"folder": "./", "guidance_scale": 2.0}}
     OmegaConf.save(OmegaConf.create({"model": node}), folder / "config.yaml")
     assert command(monkeypatch, *words) == 2
-    assert "ads holds results of a run that differs in generator.guidance_scale; choose" in capsys.readouterr().err
+    assert "ads has results of a run that differs in generator.guidance_scale; choose" in capsys.readouterr().err
     (folder / "config.yaml").unlink()
     scheduler = folder / "scheduler/scheduler_config.json"
     scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"beta_end": 0.02}))
     assert command(monkeypatch, *words) == 2
-    assert "ads holds results of a run that differs in generator.scheduler; choose" in capsys.readouterr().err
+    assert "ads has results of a run that differs in generator.scheduler; choose" in capsys.readouterr().err
 
 
 def test_the_products_are_not_painted_over(words, tmp_path, monkeypatch, capsys):
     places = shop(tmp_path, 2)
     before = (tmp_path / "products/p0.png").read_bytes()
     assert command(monkeypatch, *words, *places, f"out={tmp_path}/prompts/../products", "attempts=1") == 2
-    assert "is the folder of the products: its images would replace them" in capsys.readouterr().err
+    assert "is the folder of the products, which would be overwritten" in capsys.readouterr().err
     assert (tmp_path / "products/p0.png").read_bytes() == before
 
 
@@ -240,8 +240,8 @@ def test_other_seeds_share_no_attempt(words, tmp_path, monkeypatch):
     ("word", "told"),
     [
         ("threshold=0.1", "threshold=0.1: RFNetReward is never above 0.0"),
-        ("threshold=null", "threshold=null: it takes a number"), ("seed=null", "seed=null: it takes a number"),
-        ("reward=null", "a reward to accept by: neither can be null"), ("centre=[a,b]", "two numbers are needed"),
+        ("threshold=null", "threshold=null: a number is needed"), ("seed=null", "seed=null: a number is needed"),
+        ("reward=null", "generator and reward must not be null"), ("centre=[a,b]", "two numbers are needed"),
     ],
 )  # fmt: skip
 def test_what_is_no_setting_is_one_line(word, told, words, tmp_path, monkeypatch, capsys):
@@ -258,7 +258,7 @@ def test_half_a_character_in_a_prompt_costs_its_own_picture_only(words, tmp_path
     (tmp_path / "prompts.jsonl").write_text("".join(lines))
     places = [products, f"prompts={tmp_path / 'prompts.jsonl'}", f"out={tmp_path / 'ads'}"]
     assert command(monkeypatch, *words, *places, "attempts=1") == 1
-    assert "p0.png: its prompt is no UTF-8 text" in capsys.readouterr().out
+    assert "p0.png: the prompt is not valid UTF-8" in capsys.readouterr().out
     assert [row["key"] for row in manifest(tmp_path / "ads")] == ["p1"]
 
 
@@ -281,7 +281,7 @@ def test_a_name_that_is_no_utf8_costs_its_own_picture_only(words, tmp_path, monk
     with (tmp_path / "prompts.csv").open("a") as file:
         file.write("p1,a red room,Chair\n")
     assert command(monkeypatch, *words, *places, f"out={tmp_path / 'ads'}", "attempts=1") == 1
-    assert "its name is no UTF-8 text" in capsys.readouterr().out
+    assert "the name is not valid UTF-8" in capsys.readouterr().out
     assert [row["key"] for row in manifest(tmp_path / "ads")] == ["p1"]
 
 
@@ -297,7 +297,7 @@ def test_the_summary_counts_acceptance_by_attempt():
     }  # fmt: skip
     assert lines(told) == [
         "3 of 4 accepted", "  within 1 attempt: 50.0%", "  within 2 attempts: 50.0%", "  within 3 attempts: 75.0%",
-        "2.67 attempts and 107 UNet calls for each accepted picture",
+        "2.67 attempts and 107 UNet calls per accepted image",
     ]  # fmt: skip
     assert lines(summary([], 40)) == ["0 of 0 accepted"]
 

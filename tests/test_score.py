@@ -278,7 +278,7 @@ def test_what_is_read_is_never_replaced(
         table.write_bytes(file.read_bytes())
         before = table.read_bytes()
         assert command(monkeypatch, words(nets, f"table={table}", f"out={out}", "resume=false")) == 2
-        assert f"would replace {table}, which is read" in capsys.readouterr().err
+        assert f"would overwrite the input {table}" in capsys.readouterr().err
         assert table.read_bytes() == before
     for field in ("image", "product", "title"):
         (tmp_path / "set" / field).mkdir(parents=True)

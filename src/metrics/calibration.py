@@ -10,11 +10,11 @@ LIMIT = 20.0
 
 
 def best_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature in [1/20, 20] that minimises the cross-entropy of logits / temperature.
+    """The temperature in [1/20, 20] that minimizes the cross-entropy of logits / temperature.
 
-    `logits` is (pictures, classes), `labels` (pictures,). It does not change which class is likeliest.
+    `logits` is (samples, classes), `labels` (samples,). The predicted class does not change.
     """
-    logits, labels = logits.detach().double().clone(), labels.clone()  # tensors of inference mode take no gradient
+    logits, labels = logits.detach().double().clone(), labels.clone()  # tensors of inference mode have no gradient
     log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
     search = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
 
@@ -30,7 +30,7 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def temperature_errors(logits: Tensor, labels: Tensor) -> dict[float, float]:
-    """The likeliest class's `calibration_error` at temperature 1 and at `best_temperature`, by temperature."""
+    """The `calibration_error` of the predicted class, at temperature 1 and at `best_temperature`."""
     errors = {}
     for temperature in (1.0, best_temperature(logits, labels)):
         confidence, likeliest = (logits / temperature).softmax(dim=1).max(dim=1)

@@ -1,4 +1,4 @@
-"""Confidence intervals of means whose samples are not independent."""
+"""Confidence intervals of the mean of samples that are not independent."""
 
 from collections.abc import Hashable, Sequence
 
@@ -8,15 +8,15 @@ import numpy as np
 def clustered_interval(
     values: Sequence[float], clusters: Sequence[Hashable], level: float = 0.95, draws: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """The percentile bootstrap interval of the mean of `values`, of which those of a cluster are drawn together.
+    """The percentile bootstrap interval of the mean of `values`, resampled by cluster.
 
-    Each draw takes as many clusters as there are, with replacement, and the mean of all their values (Davison and
-    Hinkley 1997, section 3.8). `clusters` names the cluster of each value. With a single cluster the spread between
-    clusters is unknown: (nan, nan). Raises ValueError for no values, or one that is not finite.
+    Each draw resamples all clusters with replacement and takes the mean of their values (Davison and Hinkley 1997,
+    section 3.8). `clusters`: the cluster of each value; (nan, nan) for a single cluster. Raises ValueError without
+    values, or if one is not finite.
     """
     found = np.asarray(values, np.float64)
     if not len(found) or not np.isfinite(found).all() or len(found) != len(clusters):
-        raise ValueError(f"an interval needs finite values, each with its cluster; got {len(found)} values.")
+        raise ValueError(f"an interval needs finite values and one cluster per value; got {len(found)} values.")
     rows = {cluster: row for row, cluster in enumerate(dict.fromkeys(clusters))}
     if len(rows) == 1:
         return float("nan"), float("nan")

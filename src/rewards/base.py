@@ -1,4 +1,4 @@
-"""The reward interface: a frozen scorer of images, differentiable in them, with which any generator can be tuned."""
+"""The reward interface: a frozen network that scores images and is differentiable in them."""
 
 import math
 from abc import ABC, abstractmethod
@@ -26,23 +26,23 @@ class Score:
 class Reward(nn.Module, ABC):
     """A trained network that scores images: its weights are frozen and it stays in eval mode.
 
-    A subclass loads its networks, sets `fields`, calls `freeze()` last, and implements `score`. It resizes and
-    normalises with torch operations, so that gradients reach the images, and names no device: buffers follow `.to()`.
-    One YAML in `conf/reward/` makes it available to every command, and the contract tests find it there.
+    A subclass loads its networks, sets `fields`, calls `freeze()` last, and implements `score`. Resizing and
+    normalization are torch operations, so that gradients reach the images. A YAML in `conf/reward/` makes the reward
+    available to all commands and to the contract tests.
     """
 
-    fields: frozenset[str]  # batch fields it needs besides the images
+    fields: frozenset[str]  # batch fields it needs in addition to the images
     highest: float = math.inf  # upper bound of the values
 
     @abstractmethod
     def score(self, images: Tensor, batch: Batch) -> Score:
-        """The score of float32 `images`; `batch` has every field of `fields`."""
+        """The score of float32 `images`; `batch` has all `fields`."""
 
     def forward(self, images: Tensor, batch: Batch) -> Score:
-        """The score of RGB `images` (batch, 3, height, width) in [0, 1], any size; float32 also under autocast.
+        """The score of RGB `images` (batch, 3, height, width) in [0, 1] of any size; float32, also under autocast.
 
         `batch` has the other fields: titles, products, ...; `batch["image"]` is ignored. Rows are independent.
-        Raises ValueError naming a field that `batch` lacks or that has other rows.
+        Raises ValueError naming a field that is missing or has another number of rows.
         """
         name = type(self).__name__
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():

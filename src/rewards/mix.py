@@ -1,4 +1,4 @@
-"""The weighted sum or mean of several rewards, which is harder to exploit than a single one."""
+"""The weighted sum or mean of several rewards, which is harder to exploit than a single reward."""
 
 from collections.abc import Mapping
 
@@ -9,16 +9,16 @@ from src.rewards.base import Reward, Score
 
 
 class Mix(Reward):
-    """sum_i w_i value_i. Parts: name/value and name/part of each. The weights must bring the values to one scale.
+    """sum_i w_i value_i. Parts: name/value and name/part of each reward.
 
-    `rewards`: by name. `weights`: by name, 1/number each if left out. Raises ValueError naming a weight without reward
-    or a reward without weight.
+    `rewards`, `weights`: by name; None: the mean. The weights must bring the values to the same scale. Raises
+    ValueError if their names differ.
     """
 
     def __init__(self, rewards: Mapping[str, Reward], weights: Mapping[str, float] | None = None) -> None:
         super().__init__()
         if not rewards:
-            raise ValueError("rewards: a mix needs at least one.")
+            raise ValueError("rewards: at least one is needed.")
         if weights is not None and (odd := sorted(rewards.keys() ^ weights.keys())):
             raise ValueError(f"weights and rewards differ: {', '.join(odd)}.")
         self.rewards = nn.ModuleDict(rewards)

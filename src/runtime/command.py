@@ -1,4 +1,4 @@
-"""What all commands share: configuration, threads, one process per output, one line for an error, exit codes."""
+"""What all commands share: configuration, threads, one process per output, one-line errors, exit codes."""
 
 import argparse
 import functools
@@ -20,7 +20,7 @@ from src.config import CONF, ConfigError, compose, describe
 from src.runtime.files import locked
 
 HELP = {"-h", "--help"}
-EXPECTED = "MisconfigurationException"  # Lightning's ValueError; by name, as Lightning takes seconds to import
+EXPECTED = "MisconfigurationException"  # Lightning's ValueError; by name, because importing Lightning takes seconds
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # all 0 or unset in the first process of a training run
 HARMLESS = ("does not have many workers", "exists and is not empty", "smaller than the logging interval", "LeafSpec",
             "in eval mode at the start")  # fmt: skip
@@ -30,8 +30,8 @@ Main = Callable[[DictConfig], int | None]
 def command(name: str) -> Callable[[Main], Callable[..., int]]:
     """Makes `main(config)` the command `python -m src.<name> [group=choice ...] [key=value ...]`.
 
-    Its exit code is that of `main` (0: done, 1: some rows failed), 2 after an error, 130 after an interrupt. An error
-    is one line on stderr; with `debug=true` it is raised. While it runs no other command can write to the same `out`.
+    The exit code is that of `main` (0: done, 1: some rows failed), 2 after an error, 130 after an interrupt. Errors are
+    printed to stderr in one line, or raised with `debug=true`. No other command can write to the same `out` meanwhile.
     """
 
     def decorate(main: Main) -> Callable[..., int]:
@@ -45,7 +45,7 @@ def command(name: str) -> Callable[[Main], Callable[..., int]]:
 
 
 def example_command(name: str, write: Callable[..., Path]) -> int:
-    """The command `python -m <name> OUT [--option VALUE ...]` of a function that writes an example into a folder."""
+    """Runs `write` as the command `python -m <name> OUT [--option VALUE ...]`; it writes an example to a folder."""
     parser = argparse.ArgumentParser(prog=f"python -m {name}", description=write.__doc__)
     parser.add_argument("out")
     for option in inspect.signature(write).parameters.values():
@@ -56,14 +56,14 @@ def example_command(name: str, write: Callable[..., Path]) -> int:
 
 
 def exit_code(name: str, work: Callable[[], int | None]) -> int:
-    """The exit code of some work, its errors told as those of the command `name`."""
+    """Runs `work`, prints its errors, and returns the exit code."""
     try:
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII alone must not end a run
+            sys.stdout.reconfigure(errors="backslashreplace")  # an ASCII-only terminal must not end a run
         code = work() or 0
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # the reader of stdout has gone; Python would complain once more when it exits
+    except BrokenPipeError:  # the reader of stdout is gone; Python would print another error at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns an interrupt into sys.exit(1)
@@ -90,22 +90,22 @@ def _composed(name: str, main: Main, root: Path) -> int | None:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, without the traceback that one from a loader's process carries."""
+    """The message of an error, without the traceback that errors of data loader workers contain."""
     kind = type(error).__name__
     text = re.split(rf"\n[\w.]*{kind}: ", str(error))[-1].strip()
     if isinstance(error, ValueError | OSError) or kind == EXPECTED:
         return " ".join(text.split()) or kind
-    advice = "a smaller batch size needs less" if kind == "OutOfMemoryError" else "debug=true shows where"
+    advice = "try a smaller batch size" if kind == "OutOfMemoryError" else "debug=true shows where"
     return f"{kind}: {text.partition(chr(10))[0]} ({advice})"
 
 
 def prepare(name: str, config: DictConfig) -> None:
-    """Threads of torch, TF32 for float32 products on a GPU, quiet libraries, warnings of one line."""
+    """Sets torch's threads, TF32 on GPUs, quiet libraries and one-line warnings."""
     if config.threads is not None and config.threads < 1:
         raise ConfigError(f"threads={config.threads} must be at least 1, or null.")
     if "seed" in config and config.seed is None:
-        raise ConfigError("seed=null: it takes a number.")
-    import torch  # not for --help or a misspelt word
+        raise ConfigError("seed=null: a number is needed.")
+    import torch  # not needed for --help or a typo
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for harmless in HARMLESS:
@@ -118,6 +118,6 @@ def prepare(name: str, config: DictConfig) -> None:
 
 
 def _writes(config: DictConfig) -> bool:
-    """Whether this process is to lock `out`: there is one, and no other process of its training run has locked it."""
+    """Whether this process locks `out`: only the first process of a training run does."""
     later = "trainer" in config and any(os.environ.get(rank, "0") != "0" for rank in RANKS)
     return bool(config.out) and not later

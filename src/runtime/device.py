@@ -1,4 +1,4 @@
-"""Where and how precisely a command computes."""
+"""Device and precision of a command."""
 
 import torch
 
@@ -6,7 +6,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def torch_device(name: str | None) -> torch.device:
-    """The device of that name; "auto": a GPU if there is one. Raises ValueError for one that is not there."""
+    """The device of that name; "auto": a GPU if available. Raises ValueError if it does not exist."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -16,7 +16,7 @@ def torch_device(name: str | None) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Runs networks in bfloat16, or as they are for float32. Raises ValueError for another precision."""
+    """Autocast to bfloat16, or disabled for float32. Raises ValueError for any other precision."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision}: choose one of {', '.join(PRECISIONS)}.")
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

@@ -1,4 +1,4 @@
-"""Files as a run writes them: each whole or not at all, by one process at a time."""
+"""Writing files: atomically, and by one process at a time."""
 
 import fcntl
 import json
@@ -8,14 +8,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-TABLES = (".csv", ".jsonl")  # of results; any other output is a folder
+TABLES = (".csv", ".jsonl")  # suffixes of result tables; any other output is a folder
 
 
 @contextmanager
 def atomic(file: Path, shared: bool = False) -> Iterator[Path]:
-    """A path beside `file` to write to, which replaces `file` once the block ends without an error.
+    """Yields a temporary path that replaces `file` if the block ends without an error.
 
-    A kill leaves the old file, or none. `shared`: several processes may write this file at the same time.
+    `shared`: several processes may write this file at the same time.
     """
     part = file.with_name(f"{file.name}.{f'{os.getpid()}.' if shared else ''}part")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -24,36 +24,36 @@ def atomic(file: Path, shared: bool = False) -> Iterator[Path]:
         os.replace(part, file)
     except BaseException as error:
         part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and not error.filename:  # a full disk, say
+        if isinstance(error, OSError) and not error.filename:  # for example a full disk
             raise OSError(error.errno, error.strerror, str(file)) from None
         raise
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Writes `content` as indented JSON, in one step."""
+    """Writes `content` as indented JSON, atomically."""
     with atomic(file) as part:
         part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def check_names(folder: Path, names: Mapping[str, str]) -> None:
-    """Raises ValueError unless each key has a file of its own within `folder`.
+    """Raises ValueError unless each key has its own file within `folder`.
 
-    names: for each key the file's name, relative to `folder`. Keys come from tables, archives and file names: they may
-    be absolute paths, contain `..` or lead through a link to another folder.
+    names: file name by key, relative to `folder`. Keys come from tables, archives and file names: they may be absolute
+    paths, contain `..` or follow a link to another folder.
     """
     root, known, keys = folder.resolve(), set(), {}
     for key, name in names.items():
         parent = os.path.dirname(name)
         if parent not in known:
             if ".." in parent.split("/") or not (folder / parent).resolve().is_relative_to(root):
-                raise ValueError(f"the key {key!r} leads out of the folder {folder}; a path relative to it is needed.")
+                raise ValueError(f"the key {key!r} is a path outside of {folder}; a relative path is needed.")
             known.add(parent)
         if (other := keys.setdefault(os.path.normpath(name), key)) != key:
-            raise ValueError(f"the keys {other!r} and {key!r} have one file, {folder / name}.")
+            raise ValueError(f"the keys {other!r} and {key!r} have the same file {folder / name}.")
 
 
 def new_folder(path: str | Path) -> Path:
-    """The folder, made if it is not there. Raises ValueError if it has any content."""
+    """Creates the folder. Raises ValueError if it is not empty."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
@@ -63,20 +63,20 @@ def new_folder(path: str | Path) -> Path:
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Only one process at a time is in this block for one `out`, a folder or a table. Raises ValueError in the second.
+    """Locks `out`, a folder or a table, for one process. Raises ValueError if another process has locked it.
 
-    The lock goes with the process, however it ends. It is `<out>.lock` for a table, `.lock` in a folder, where it can
-    also be made if the folder above is read-only.
+    The lock is released when the process ends. The file is `<out>.lock` for a table and `.lock` in a folder, which also
+    works if the parent folder is read-only.
     """
     table = out.suffix in TABLES
     lock, new = Path(f"{out}.lock") if table else out / ".lock", not out.exists()
     lock.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        # Not flock: workers of a killed process that live on for a moment would hold it.
+        # Not flock: workers that survive a killed process for a moment would hold it.
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not lock.exists() or not os.path.samestat(os.fstat(handle), lock.stat()):
-            raise BlockingIOError  # it was the lock of a process that ended just now
+            raise BlockingIOError  # the process that held this lock has just ended
     except (BlockingIOError, PermissionError):
         os.close(handle)
         raise ValueError(f"{out} is in use by another process; wait until it ends, or choose another out.") from None

@@ -15,7 +15,7 @@ EVERY = 10.0  # seconds between lines
 
 
 class Lines(Callback):
-    """Progress as a line now and then, for logs and pipes."""
+    """Prints the progress as a line every few seconds, for logs and pipes."""
 
     def __init__(self) -> None:
         self.since = self.begun = time.monotonic()
@@ -34,8 +34,8 @@ class Lines(Callback):
         self.since = now
         rate = (step - self.first) / max(now - self.begun, 1e-9)
         left = f", {duration((total - step) / rate)} left" if rate and total != float("inf") else ""
-        told = shown(trainer.progress_bar_metrics, "train/")
-        print(f"step {step}/{total}  {told}  {rate:.2f} steps/s{left}", flush=True)
+        metrics = shown(trainer.progress_bar_metrics, "train/")
+        print(f"step {step}/{total}  {metrics}  {rate:.2f} steps/s{left}", flush=True)
 
     @rank_zero_only
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -52,7 +52,7 @@ def duration(seconds: float) -> str:
 
 
 def table(metrics: Mapping[str, float]) -> str:
-    """A line for each metric; that of a tuner's test/x also shows test/before_x."""
+    """One line per metric; test/x also shows test/before_x, if it exists."""
     width, before = max(map(len, metrics), default=0), "test/before_"
     was = {name: metrics.get(before + name.removeprefix("test/")) for name in metrics}
     return "\n".join(
@@ -63,7 +63,7 @@ def table(metrics: Mapping[str, float]) -> str:
 
 
 def progress_bar(total: int, done: int = 0, desc: str | None = None) -> tqdm:
-    """A bar in a terminal; else, as in a log, a line now and then, and none if all is done within seconds."""
+    """A progress bar in a terminal; otherwise a line every few seconds, and none if it takes only seconds."""
     how: dict[str, Any] = {"total": total, "initial": done, "desc": desc, "unit": "ad"}
     if not sys.stderr.isatty():
         how |= {"file": Log(), "mininterval": EVERY, "delay": EVERY, "ascii": True}
@@ -71,7 +71,7 @@ def progress_bar(total: int, done: int = 0, desc: str | None = None) -> tqdm:
 
 
 class Log(io.TextIOBase):
-    """stderr for a bar that draws itself anew from the start of its line: each time on a line of its own."""
+    """stderr for a progress bar that prints each update on a new line."""
 
     def write(self, text: str) -> int:
         return sys.stderr.write(f"{text.strip()}\n" if text.strip() else "")

@@ -1,4 +1,4 @@
-"""What a run writes row by row: results, failed rows and a record, so that a killed run resumes where it stopped."""
+"""The output of commands that write row by row: results, failed rows and a progress record for resuming."""
 
 import csv
 import io
@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from src.runtime.files import TABLES, atomic, write_json
 
-LISTED = 20  # failed rows shown at the end; the file has them all
+LISTED = 20  # failed rows printed at the end; the file has all of them
 
 
 class FailedRow(NamedTuple):
-    """A row without a result, and why. Rows are counted from 1."""
+    """A row without a result, and the reason. Rows are counted from 1."""
 
     row: int
     key: str
@@ -25,7 +25,7 @@ class FailedRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: rows done, and the length of its two tables then. `settings` must not change meanwhile."""
+    """Progress of a run: number of rows and length of its two tables. `settings` must not change when it resumes."""
 
     settings: dict[str, Any]
     rows: int = 0
@@ -36,15 +36,14 @@ class Progress:
 
 
 class RunOutput:
-    """A table of results, a table of failed rows and the record of how far they are.
+    """A table of results, a table of failed rows and a progress record.
 
-    `out` is a .csv or .jsonl table, with `<out>.failed.csv` and `<out>.run.json` beside it, in the order of the input
-    (`add`, `progress.rows`); or a folder of files with manifest.jsonl, failed.csv and run.json, whose results have keys
-    and come in any order (`results`). What lies beyond the recorded progress was written while the run was killed: it
-    is cut off.
+    `out` is a .csv or .jsonl table in the order of the input (`add`, `progress.rows`), with `<out>.failed.csv` and
+    `<out>.run.json`; or a folder with manifest.jsonl, failed.csv and run.json, whose results have keys and come in any
+    order (`results`). Rows after the recorded progress were written by an interrupted run and are removed.
 
-    inputs: files that the run reads. files: those that it writes besides its tables. Raises ValueError if the output
-    belongs to a run of other settings, or to none, or would replace an input.
+    inputs: files that the run reads. files: files that it writes besides its tables. Raises ValueError if the output
+    belongs to a run with other settings, or to no run, or would overwrite an input.
     """
 
     def __init__(
@@ -59,13 +58,13 @@ class RunOutput:
         names = ("manifest.jsonl", "failed.csv", "run.json")
         own = [out / name for name in names] if self.folder else [out, *(Path(f"{out}.{name}") for name in names[1:])]
         self.table, self.failed, self.record = own
-        self.again = "choose another out" + ("" if self.folder else ", or resume=false to begin anew")
+        self.again = "choose another out" + ("" if self.folder else ", or resume=false to start again")
         written = {file.resolve() for file in own}
         if read := next((file for file in inputs if file.resolve() in written), None):
-            raise ValueError(f"out={out} would replace {read}, which is read; choose another out.")
+            raise ValueError(f"out={out} would overwrite the input {read}; choose another out.")
         self.progress = Progress(settings)
         if self.folder and not resume and self.table.exists():
-            raise ValueError(f"{out} has results; resume=true resumes, out=FOLDER begins another run.")
+            raise ValueError(f"{out} has results; use resume=true, or another out.")
         if resume and self.table.exists():
             self.progress = self._recorded()
             self._record()
@@ -74,7 +73,7 @@ class RunOutput:
                 raise ValueError(f"{foreign} was not written by this command; choose another out.")
             for file in (self.table, self.failed):
                 file.unlink(missing_ok=True)
-            self._record()  # first: results without it would belong to no run
+            self._record()  # first, because results need a record
             self.table.touch()
         for file, size in ((self.table, self.progress.table_bytes), (self.failed, self.progress.failed_bytes)):
             if file.exists() and file.stat().st_size > size:
@@ -85,27 +84,27 @@ class RunOutput:
         settings = json.loads(json.dumps(self.progress.settings))
         if not self.record.exists():
             raise ValueError(
-                f"{self.table} exists, but {self.record.name} is not beside it: not a run to resume; {self.again}."
+                f"{self.table} exists, but {self.record.name} does not: the run cannot be resumed; {self.again}."
             )
         try:
             progress = Progress(**json.loads(self.record.read_text(encoding="utf-8")))
         except (ValueError, TypeError):
-            raise ValueError(f"{self.record} is no record of a run; {self.again}.") from None
-        if progress.rows == (progress.failed if self.folder else 0):  # it stopped before the first result
+            raise ValueError(f"{self.record} is not a valid record of a run; {self.again}.") from None
+        if progress.rows == (progress.failed if self.folder else 0):  # no results yet
             return self.progress
         known = progress.settings
         if changed := [name for name in settings | known if settings.get(name) != known.get(name)]:
-            raise ValueError(f"{self.out} holds results of a run that differs in {', '.join(changed)}; {self.again}.")
+            raise ValueError(f"{self.out} has results of a run that differs in {', '.join(changed)}; {self.again}.")
         for file, size in ((self.table, progress.table_bytes), (self.failed, progress.failed_bytes)):
             if not self.folder and (file.stat().st_size if file.exists() else 0) < size:
-                raise ValueError(f"{file} is shorter than {self.record.name} says: it was edited; {self.again}.")
+                raise ValueError(f"{file} is shorter than in {self.record.name}: it was edited; {self.again}.")
         return progress
 
     def _record(self) -> None:
         write_json(self.record, asdict(self.progress))
 
     def results(self, kept: Callable[[dict[str, Any]], bool]) -> dict[str, dict[str, Any]]:
-        """The results in the manifest by key, those that are `kept`. The other rows and the failed ones are to do."""
+        """The results in the manifest by key, filtered by `kept`. All other rows have to be computed."""
         rows = {}
         with self.table.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -113,9 +112,7 @@ class RunOutput:
                     row = json.loads(line)
                     rows[row["key"]] = row
                 except (ValueError, KeyError, TypeError):
-                    raise ValueError(
-                        f"{self.table}, line {number}: damaged; without that line its row is done again."
-                    ) from None
+                    raise ValueError(f"{self.table}, line {number} is damaged; delete it and resume.") from None
         rows = {key: row for key, row in rows.items() if kept(row)}
         with atomic(self.table) as part:
             part.write_bytes(_jsonl(rows.values()))
@@ -125,7 +122,7 @@ class RunOutput:
         return rows
 
     def add(self, rows: list[dict[str, Any]], failed: list[FailedRow]) -> None:
-        """Appends the results of rows, and rows that failed."""
+        """Appends results and failed rows."""
         before = self.progress
         if self.table.suffix == ".csv":
             cells = [list(row.values()) for row in rows]
@@ -154,7 +151,7 @@ class RunOutput:
         self._record()
 
     def report(self, done: str) -> int:
-        """Prints how many rows have results, `done`, and the first failed rows; returns the exit code."""
+        """Prints the number of results followed by `done`, and the first failed rows; returns the exit code."""
         print(f"{self.progress.rows - self.progress.failed} {done}")
         if not (failed := self.progress.failed):
             return 0
@@ -171,7 +168,7 @@ class RunOutput:
 def _csv(rows: Iterable[Iterable[Any]]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode(errors="backslashreplace")  # of a file name that is not UTF-8
+    return text.getvalue().encode(errors="backslashreplace")  # for file names that are not UTF-8
 
 
 def _jsonl(rows: Iterable[dict[str, Any]]) -> bytes:

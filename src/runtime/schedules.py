@@ -1,4 +1,4 @@
-"""Learning rates that rise, then fall, over a run whose length is known."""
+"""Optimizer and learning rate schedules with warmup."""
 
 import math
 from typing import Any
@@ -10,10 +10,9 @@ SCHEDULES = ("cosine", "step", "constant")
 
 
 def pace(done: float, warmup: float, schedule: str = "cosine") -> float:
-    """The learning rate as a share of its peak when the share `done` of the steps is done.
+    """The learning rate relative to its peak after a share `done` of the steps.
 
-    It rises linearly over the share `warmup`. Then "cosine" falls to 0; "step" stays, a tenth from the middle on;
-    "constant" stays.
+    Linear warmup over the share `warmup`, then "cosine" (to 0), "step" (a tenth after half of the steps) or "constant".
     """
     if done < warmup:
         return (done + 1e-3) / (warmup + 1e-3)
@@ -27,19 +26,19 @@ def pace(done: float, warmup: float, schedule: str = "cosine") -> float:
 def adamw(
     system: L.LightningModule, lr: float, weight_decay: float, warmup: float, schedule: str = "cosine"
 ) -> dict[str, Any]:
-    """What `configure_optimizers` returns: AdamW on the system's trainable weights, `pace` after every step.
+    """AdamW on the trainable weights with the schedule `pace`, for `configure_optimizers`.
 
-    Biases and norms, that is vectors, do not decay. Raises ValueError if the run has no end.
+    No weight decay for biases and norms (vectors). Raises ValueError if the length of the run is unknown.
     """
     steps = system.trainer.estimated_stepping_batches
     if steps == float("inf"):
-        raise ValueError("the learning rate needs an end: set trainer.max_steps or trainer.max_epochs.")
+        raise ValueError("the learning rate schedule needs trainer.max_steps or trainer.max_epochs.")
     weights = [weight for weight in system.parameters() if weight.requires_grad]
     groups = [
         {"params": [w for w in weights if w.ndim > 1], "weight_decay": weight_decay},
         {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
     ]
-    fused = "mixed" not in system.trainer.precision  # Lightning does not clip the gradients of a fused one there
+    fused = "mixed" not in system.trainer.precision  # Lightning cannot clip gradients of fused ones
     optimizer = torch.optim.AdamW(groups, lr=lr, fused=fused)
     paced = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: pace(step / steps, warmup, schedule))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": paced, "interval": "step"}}

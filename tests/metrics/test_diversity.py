@@ -28,9 +28,9 @@ def test_between_prompts_it_is_the_mean_distance_from_the_others_of_the_same_try
 
 
 def test_one_try_has_no_diversity():
-    with pytest.raises(ValueError, match="at least two tries at each prompt, got 1"):
+    with pytest.raises(ValueError, match="at least two tries per prompt, got 1"):
         within_prompt_diversity(torch.ones(1, 4, 8))
-    with pytest.raises(ValueError, match="at least two tries at each prompt, got 1"):
+    with pytest.raises(ValueError, match="at least two tries per prompt, got 1"):
         within_prompt_dissimilarity(torch.ones(1, 4, 3, 32, 32))
 
 

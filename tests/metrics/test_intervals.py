@@ -30,5 +30,5 @@ def test_named_results():
     assert clustered_interval([2.0, 2.0], ["a", "b"]) == (2, 2)
     assert all(math.isnan(limit) for limit in clustered_interval([1.0, 2.0], ["a", "a"]))
     for values, clusters in (([], []), ([1.0, math.nan], ["a", "b"]), ([1.0], ["a", "b"])):
-        with pytest.raises(ValueError, match="finite values, each with its cluster"):
+        with pytest.raises(ValueError, match="finite values and one cluster per value"):
             clustered_interval(values, clusters)

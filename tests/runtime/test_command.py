@@ -69,7 +69,7 @@ def test_help_is_printed_and_nothing_is_run(flag, conf, monkeypatch, capsys):
     ("word", "message"),
     [
         ("sede=1", "sede=1: no key 'sede'; nearest: seed"), ("size=huge", "no such choice"), ("small", "is not key"),
-        ("threads=-1", "threads=-1 must be at least 1"), ("seed=null", "seed=null: it takes a number"),
+        ("threads=-1", "threads=-1 must be at least 1"), ("seed=null", "seed=null: a number is needed"),
         ("--help=1", "no key"),
     ],
 )  # fmt: skip

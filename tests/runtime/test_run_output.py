@@ -104,10 +104,10 @@ def test_results_of_a_folder_have_keys_and_those_that_are_gone_are_to_be_done_ag
     assert again.progress.rows == 1
     assert not again.failed.exists()
     assert RunOutput(tmp_path, OF, resume=True).results(lambda row: True).keys() == {"b\udcff"}
-    with pytest.raises(ValueError, match="has results; resume=true resumes"):
+    with pytest.raises(ValueError, match="has results; use resume=true"):
         RunOutput(tmp_path, OF, resume=False)
     again.table.write_text('{"key"\n')
-    with pytest.raises(ValueError, match=r"manifest\.jsonl, line 1: damaged"):
+    with pytest.raises(ValueError, match=r"manifest\.jsonl, line 1 is damaged"):
         RunOutput(tmp_path, OF, resume=True).results(lambda row: True)
 
 
@@ -115,7 +115,7 @@ def test_inputs_and_foreign_files_are_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     with pytest.raises(ValueError, match=r"a\.png was not written by this command"):
         RunOutput(tmp_path, OF, resume=True, files=[tmp_path / "b.png", tmp_path / "a.png"])
-    with pytest.raises(ValueError, match=r"would replace .*manifest\.jsonl, which is read"):
+    with pytest.raises(ValueError, match=r"would overwrite the input .*manifest\.jsonl"):
         RunOutput(tmp_path, OF, resume=True, inputs=[tmp_path / "x/../manifest.jsonl"])
     assert files(tmp_path).keys() == {"a.png"}
 
@@ -134,5 +134,7 @@ def test_a_record_that_is_none_is_told(tmp_path: Path) -> None:
     unbroken(tmp_path / "scores.csv")
     for text in ('{"of": {}, "colour": 1}', "{", "[1]"):
         (tmp_path / "scores.csv.run.json").write_text(text)
-        with pytest.raises(ValueError, match=r"scores\.csv\.run\.json is no record of a run; choose another out"):
+        with pytest.raises(
+            ValueError, match=r"scores\.csv\.run\.json is not a valid record of a run; choose another out"
+        ):
             RunOutput(tmp_path / "scores.csv", OF, resume=True)

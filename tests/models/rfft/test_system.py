@@ -621,7 +621,7 @@ def test_a_run_without_a_test_ends_in_its_folder_too(tmp_path):
     config["trainer"] |= {"limit_test_batches": 0, "max_steps": 1}
     assert not [name for name in fit(system, data(), config) if name.startswith("test")]
     load_generator(tmp_path / "checkpoint")
-    with pytest.raises(ValueError, match=r"init=x: a generator starts from the folder generator\.folder"):
+    with pytest.raises(ValueError, match=r"init=x: the initial weights of a generator are those of generator\.folder"):
         fit(system, data(), config | {"init": "x", "out": str(tmp_path / "other")})
 
 
