@@ -78,7 +78,7 @@ def test_rfnet_killed_at_a_random_step_ends_in_the_bytes_of_an_unbroken_run(tmp_
     assert measured["test/loss"] != measured["test_perceived/loss"]
 
 
-def test_the_papers_experiment_runs_on_a_folder_of_the_releases_shape(tmp_path: Path, nets: str) -> None:
+def test_rfnet_paper_runs_on_a_folder_with_the_layout_of_the_release(tmp_path: Path, nets: str) -> None:
     write_example(tmp_path / "rf1m", count=40, size=48)
     words = ["experiment=rfnet_paper", "data=rf1m", f"data.root={tmp_path / 'rf1m'}", "trainer.max_steps=2", nets]
     words += ["data.size=48", "data.batch_size=4", "data.num_workers=0", "data.val=0.2", "data.test=0.2"]

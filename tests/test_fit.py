@@ -207,7 +207,7 @@ def runs(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(("variant", "case"), CASES, ids=[f"{variant}, {kill}" for variant, kill in CASES])
-def test_killed_and_resumed_runs_end_as_unbroken_ones(runs, variant, case):
+def test_killed_and_resumed_runs_equal_uninterrupted_ones(runs, variant, case):
     codes = json.loads((runs / "codes.json").read_text())
     name = f"{variant}, {case}"
     for i, kill in enumerate(KILLS[case]):
@@ -246,7 +246,7 @@ def test_a_torn_state_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [1, 7])
-def test_weights_that_are_not_finite_stop_the_run_and_the_last_good_state_stays(bad, tmp_path, monkeypatch):
+def test_non_finite_weights_stop_the_run_and_keep_the_last_good_state(bad, tmp_path, monkeypatch):
     whole_step, count = Tiny.training_step, iter(range(100))
 
     def step(self, batch):
@@ -261,7 +261,7 @@ def test_weights_that_are_not_finite_stop_the_run_and_the_last_good_state_stays(
     assert not (tmp_path / "checkpoint").exists()
 
 
-def test_sigterm_is_an_error_that_says_how_to_resume(tmp_path):
+def test_sigterm_says_how_to_resume(tmp_path):
     words = ["model=saliency", "model.image_size=32", "data.source.num={train: 8, val: 4, test: 4}", "threads=1"]
     words += ["data.source.cache=null", "data.num_workers=0", "data.batch_size=4", "checkpoint_every=1"]
     command = [sys.executable, "-m", "src.fit", *words, "trainer.max_steps=5000", f"out={tmp_path / 'run'}"]
@@ -320,13 +320,13 @@ def test_resuming_with_other_batches_a_step_is_refused(tmp_path):
         train(tmp_path, True, max_epochs=1)
 
 
-def test_resuming_to_another_length_is_refused_as_the_learning_rates_would_differ(tmp_path):
+def test_resuming_with_another_length_is_rejected(tmp_path):
     train(tmp_path, max_epochs=1)
     with pytest.raises(ValueError, match=r"another trainer\.max_epochs \(1 -> 2\); resume it as it was"):
         train(tmp_path, True, max_epochs=2)
 
 
-def test_half_precision_weights_are_measured_as_they_ship(tmp_path):
+def test_half_precision_weights_are_tested_as_saved(tmp_path):
     found = train(tmp_path, max_epochs=1, dtype="float16")
     from safetensors.torch import load_file
 

@@ -327,7 +327,7 @@ def test_real_photographs_of_any_size_are_painted_around(words, tmp_path, monkey
 @pytest.mark.parametrize(
     ("regularizer", "trainable"), [("cc", "controlnet"), ("kl", "unet"), ("none", "unet_lora"), ("cc_authors", "unet")]
 )
-def test_a_generator_tuned_on_the_same_folder_by_words_paints(regularizer, trainable, words, tmp_path, monkeypatch):
+def test_tune_on_a_product_folder_and_generate(regularizer, trainable, words, tmp_path, monkeypatch):
     made = dict(word.split("=") for word in words)
     places = [f"{key}={made[key]}" for key in made if key.startswith(("generator.folder", "reward."))]
     mine = [word.replace("products=", "data.source.folder=").replace("prompts=", "data.source.prompts=")

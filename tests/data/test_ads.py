@@ -228,7 +228,7 @@ def test_a_product_of_another_size_is_put_on_the_canvas_without_bleeding(tmp_pat
     assert (product[0][seen] < 50).all()
 
 
-def test_sixteen_bit_depth_is_scaled_not_clipped(tmp_path: Path) -> None:
+def test_16_bit_depth_is_scaled_not_clipped(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 257 * 100], [257 * 200, 65535]], np.uint16)).save(tmp_path / "d.png")
     np.testing.assert_array_equal(read_picture(tmp_path / "d.png", "depth")[0], [[0, 100], [200, 255]])
 

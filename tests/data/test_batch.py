@@ -31,7 +31,7 @@ def test_every_field_has_its_type_and_shape():
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 1), max_size=6), min_size=1, max_size=5))
-def test_padding_never_changes_the_words(rows):
+def test_padding_does_not_change_the_words(rows):
     batch = collate([{"key": "k", "aligned_words": words} for words in rows])
     padded = batch["aligned_words"]
     assert padded.dtype == torch.int64
@@ -45,7 +45,7 @@ def test_a_batch_of_one_is_a_row_of_a_batch():
         assert row == value if isinstance(value, list) else torch.equal(row, value)
 
 
-def test_the_layout_of_pictures_in_memory_is_left_behind():
+def test_batches_are_contiguous():
     product = np.random.default_rng(0).integers(0, 256, (4, 6, 5), np.uint8)
     turned = np.ascontiguousarray(product.transpose(1, 2, 0)).transpose(2, 0, 1)  # as a PNG is read
     assert turned.strides != product.strides

@@ -44,7 +44,7 @@ def test_fit_squashes_or_pads(tmp_path):
     assert np.ptp(decoded(stripes, "depth", 8, "squash").astype(int)) <= 64  # aliasing would leave 0 or 255
 
 
-def test_hidden_colour_does_not_bleed_into_the_product():
+def test_hidden_color_does_not_bleed_into_the_product():
     pixels = np.zeros((32, 32, 4), np.uint8)
     pixels[..., 0] = 255  # red where transparent
     pixels[:, 10:22] = (0, 0, 255, 255)

@@ -37,7 +37,7 @@ def test_evaluation_shows_every_record_once(num, size, replicas, shuffled):
         assert len({len(rank) for rank in ranks}) == 1
 
 
-def test_an_evaluation_that_is_cut_short_sees_a_fair_sample():
+def test_a_short_evaluation_is_a_random_sample():
     (first, *_), again = EvaluationBatches(1000, 50, shuffled=True), EvaluationBatches(1000, 50, shuffled=True)
     assert 350 < sum(first) / 50 < 650
     assert max(first) - min(first) > 800

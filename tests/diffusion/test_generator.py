@@ -33,7 +33,7 @@ def pipeline(generator) -> Any:
     ("prediction", "from_noise"), [("epsilon", False), ("v_prediction", False), ("v_prediction", True)]
 )
 @pytest.mark.parametrize("num_steps", [5, 40])  # of trailing steps diffusers misses the next if 1000 is no multiple
-def test_a_sample_is_that_of_diffusers(prediction, from_noise, num_steps):
+def test_samples_equal_the_diffusers_pipeline(prediction, from_noise, num_steps):
     generator = tiny.generator(
         prediction=prediction, from_noise=from_noise, num_steps=num_steps, guidance_scale=3.0, control_scale=0.8
     )
@@ -185,7 +185,7 @@ def test_a_scheduler_of_another_kind_is_read_as_ddim_with_leading_steps_and_no_c
     assert (saved["timestep_spacing"], saved["clip_sample"], saved["thresholding"]) == ("leading", False, False)
 
 
-def test_a_scheduler_whose_last_timestep_is_pure_noise_is_read_with_trailing_steps(tmp_path):
+def test_zero_terminal_snr_uses_trailing_timesteps(tmp_path):
     painter = tiny.generator(prediction="v_prediction", from_noise=True)
     assert (painter.timesteps[0], painter.scheduler.alphas_cumprod[-1]) == (999, 0)
     painter.save(tmp_path)
@@ -200,7 +200,7 @@ def test_a_scheduler_whose_last_timestep_is_pure_noise_is_read_with_trailing_ste
         tiny.generator(from_noise=True)
 
 
-def test_a_folders_own_controlnet_and_settings_are_those_it_was_trained_with(tmp_path):
+def test_a_tuned_folder_keeps_its_controlnet_and_settings(tmp_path):
     tuned, base = tiny.generator(1, num_steps=3, dilation=5), tiny.generator(0)
     tuned.save(tmp_path / "tuned")
     base.controlnet.save_pretrained(tmp_path / "published")
@@ -245,7 +245,7 @@ def test_a_folder_that_is_none_is_told_at_once(tmp_path):
             load_generator(folder)
 
 
-def test_an_outline_reaches_the_end_of_a_fresh_controlnets_way_from_it(tmp_path):
+def test_outlines_propagate_through_a_fresh_controlnet(tmp_path):
     tiny.generator().save(tmp_path)
     embedding: Any = fresh_controlnet(tmp_path, edge_channels=(8, 16, 32, 48)).controlnet_cond_embedding
     edges = outline(tiny.ads(4)["product"])

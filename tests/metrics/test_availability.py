@@ -58,7 +58,7 @@ def test_calibration_error_by_hand():
     assert calibration_error(torch.tensor([0.0, 1.0]), torch.tensor([False, True])) == 0
 
 
-def test_what_has_nothing_to_count_on():
+def test_classes_without_samples():
     never = torch.tensor([[0.1, 0.9, 0, 0, 0], [0.2, 0.8, 0, 0, 0]])
     found = availability_metrics(never, torch.tensor([1, 1]), CLASSES)
     assert all(found[f"availability_{name}"] == 0 for name in ("precision", "recall", "f1", "ap"))
@@ -68,7 +68,7 @@ def test_what_has_nothing_to_count_on():
     assert always["availability_ap"] == 1
 
 
-def test_equal_scores_rank_nothing():
+def test_average_precision_with_ties():
     """With one score for all, AP is the share of available samples, whatever their order."""
     flat = torch.full((8, 5), 0.2)
     for order in ([0, 0, 1, 1, 2, 3, 4, 1], [1, 1, 2, 3, 4, 1, 0, 0]):

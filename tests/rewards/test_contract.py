@@ -78,7 +78,7 @@ def test_gradient_reaches_every_picture_and_no_weight(reward: Reward) -> None:
     assert not any(weight.requires_grad or weight.grad is not None for weight in reward.parameters())
 
 
-def test_gradient_survives_a_scoring_without_gradient_under_the_same_autocast(reward: Reward) -> None:
+def test_gradient_after_a_no_grad_call_under_the_same_autocast(reward: Reward) -> None:
     images, batch = inputs(2)
     images.requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
@@ -112,7 +112,7 @@ def test_eval_mode_for_good(reward: Reward) -> None:
     assert all(torch.equal(value, state[name]) for name, value in reward.state_dict().items())
 
 
-def test_rows_do_not_see_one_another(reward: Reward) -> None:
+def test_rows_are_independent(reward: Reward) -> None:
     images, batch = inputs(4)
     value = reward(images, batch).value
     for i in range(4):

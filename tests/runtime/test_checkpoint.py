@@ -72,7 +72,7 @@ def test_metrics_are_there_only_when_all_the_rest_is(folder):
     assert json.loads((folder / checkpoint.METRICS).read_text()) == {"test/mae": 0.5}
 
 
-def test_weights_that_are_not_finite_are_refused_before_anything_is_written_whatever_writes_them(tmp_path):
+def test_non_finite_weights_are_rejected_before_anything_is_written(tmp_path):
     class Own(Saliency):
         own_layout = True
 
@@ -199,7 +199,7 @@ class Touch:
         return (open, ("touched", "w"))
 
 
-def test_a_foreign_pickle_is_read_as_plain_weights_or_not_at_all(tmp_path, monkeypatch):
+def test_foreign_pickles_are_read_with_weights_only(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"a": torch.ones(2)}, tmp_path / "good.pt")
     assert checkpoint.read_weights(tmp_path / "good.pt")["a"].tolist() == [1, 1]

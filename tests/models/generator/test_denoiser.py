@@ -171,7 +171,7 @@ def test_the_average_follows_the_weights_and_is_what_is_validated_and_shipped():
 
 
 @pytest.mark.parametrize("precision", ["16-true", "bf16-true"])
-def test_a_precision_that_would_round_the_trained_weights_is_refused(precision):
+def test_low_precision_trained_weights_are_rejected(precision):
     with pytest.raises(ValueError, match=rf"trainer\.precision={precision}: trained weights must be float32"):
         one_step(denoiser(), next(iter(data().batches("train"))), precision=precision)
 

@@ -27,7 +27,7 @@ def test_only_the_part_is_trained(name):
 
 
 @pytest.mark.parametrize("name", TRAINABLE)
-def test_the_reference_is_the_generator_before_training_whatever_has_happened_since(name):
+def test_the_reference_is_the_generator_before_training(name):
     trainable, batch = Trainable(tiny.generator(), name, rank=2), tiny.ads(1)
     trainable.keep_reference()
     with torch.no_grad():
@@ -51,7 +51,7 @@ def test_the_reference_is_the_generator_before_training_whatever_has_happened_si
 
 
 @pytest.mark.parametrize("name", ["unet_lora", "controlnet_lora"])
-def test_merged_adapters_paint_the_same_and_leave_plain_nets(name, tmp_path):
+def test_merged_adapters_generate_equal_images(name, tmp_path):
     trainable = Trainable(tiny.generator(), name, rank=2)
     plain = {key for key, _ in tiny.generator().named_parameters()}
     with torch.no_grad():

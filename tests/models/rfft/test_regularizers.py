@@ -73,7 +73,7 @@ def test_the_factors_of_both_terms_on_the_last_ten_of_forty_steps_of_stable_diff
 
 
 @pytest.mark.parametrize("regularizer", FORMS, ids=lambda r: f"{type(r).__name__}-{vars(r)}")
-def test_at_the_reference_all_are_zero_with_a_zero_gradient_and_away_from_it_positive(regularizer: Regularizer):
+def test_zero_with_zero_gradient_at_the_reference_and_positive_elsewhere(regularizer: Regularizer):
     reference = pair(0)
     tuned = reference[0].clone().requires_grad_(), reference[1].clone().requires_grad_()
     value = regularizer(tuned, reference, 0.5, 3.0)

@@ -100,7 +100,7 @@ def data() -> AdData:
         ("bf16-mixed", 0.0, True, LastK(2)),
     ],
 )
-def test_every_trained_weight_gets_a_gradient_and_no_frozen_one_does(trainable, precision, beta, precise, steps):
+def test_trained_weights_get_gradients_and_frozen_ones_do_not(trainable, precision, beta, precise, steps):
     system = shaken(
         rfft(
             ConsistentCondition(beta),
@@ -197,7 +197,7 @@ class Spy(Regularizer):
 
 
 @pytest.mark.parametrize("window", [Window(4, 5), Window(3, 6)])
-def test_both_models_see_the_rollouts_own_latents_and_the_reference_leaves_no_trace(window):
+def test_generator_and_reference_get_the_latents_of_the_rollout(window):
     spy = Spy()
     system, batch = shaken(rfft(spy, trainable="unet", guidance_scale=2.0)), ads()
     conditions = system.net.encode(batch)
@@ -271,7 +271,7 @@ def test_a_step_applies_the_gradient_of_minus_the_reward_and_beta_times_the_pena
     assert float((gradient - pull - beta * hold).norm()) < 1e-3 * float(min(pull.norm(), beta * hold.norm()))
 
 
-def test_a_judge_is_no_reward_and_all_is_no_part():
+def test_evaluators_are_never_rewards_and_all_is_rejected():
     for file in Path("conf/reward").glob("*.yaml"):
         told = file.read_text(encoding="utf-8")
         assert "checkpoints/judge" not in told
@@ -286,7 +286,7 @@ def test_without_a_regularizer_no_reference_is_asked(monkeypatch):
     total(system, ads(), Window(5, 6)).backward()
 
 
-def test_the_reward_sees_the_pasted_product_and_cannot_move_it():
+def test_the_reward_sees_the_pasted_product_without_gradient():
     system, batch = rfft(trainable="unet"), ads()
     total(system, batch, Window(4, 5)).backward()
     reward: Redness = system.reward  # type: ignore[assignment]
@@ -329,7 +329,7 @@ def first_gradient(accumulate: int, seed: int = 0, processes: int = 1) -> Tensor
     return gradients[0]
 
 
-def test_a_step_depends_on_the_seed_and_not_on_the_size_of_batches():
+def test_a_step_depends_on_the_seed_but_not_on_the_batch_size():
     whole, parts, other = first_gradient(1), first_gradient(4), first_gradient(1, seed=1)
     torch.testing.assert_close(whole, parts, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
     assert float((whole - other).norm() / whole.norm()) > 0.1
@@ -352,7 +352,7 @@ def test_a_step_has_one_seed_when_the_batches_of_an_epoch_do_not_fill_it():
     assert [seed - (1 << 32) for seed in system.seen] == [0, 0, 1, 2, 2, 3]
 
 
-def test_under_bf16_with_clipping_the_rollout_has_the_weights_of_now():
+def test_rollouts_use_the_current_weights_under_bf16_with_clipping():
     class Watch(L.Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             own = next(system.net.controlnet.parameters()).detach().bfloat16()
@@ -381,7 +381,7 @@ def test_two_processes_step_as_one(tmp_path):
     torch.testing.assert_close(both, one, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
 
 
-def test_one_of_four_four_times_is_four_at_once():
+def test_gradient_accumulation_equals_a_large_batch():
     batch, window = ads(4), Window(4, 5)
     gradients = []
     for rows in ([range(4)], [range(i, i + 1) for i in range(4)]):
@@ -640,7 +640,7 @@ def test_a_broken_run_resumes_to_the_weights_of_an_unbroken_one(trainable, preci
 
 
 @pytest.mark.parametrize("steps", [LastK(2), RandomTruncation(0.5)], ids=lambda p: type(p).__name__)
-def test_the_peers_train_by_other_step_policies(steps, tmp_path):
+def test_other_step_policies_increase_the_reward(steps, tmp_path):
     """The reward rises by more than weight decay or chance move it."""
     _, system = train(tmp_path, steps=steps, trainable="unet", lr=0.01)
     assert redness(system.net) > redness(tiny.generator()) + 2e-5
@@ -660,7 +660,7 @@ def test_rfnet_tunes_too_with_the_maps_of_the_painted_picture(tmp_path):
 
 @pytest.mark.parametrize("trainable", ["unet", "controlnet_lora"])
 @pytest.mark.parametrize("regularizer", [KL(1.0), ConsistentCondition(1.0)])
-def test_near_the_reference_the_penalty_of_bf16_is_that_of_float32(trainable, regularizer):
+def test_penalty_near_the_reference_is_equal_in_bf16_and_float32(trainable, regularizer):
     batch, window = ads(2), Window(4, 5)
 
     def penalty(precise: bool | None) -> tuple[Tensor, Tensor]:

@@ -76,7 +76,7 @@ def test_feature_filter_is_the_papers_equation():
 
 @pytest.mark.parametrize("inputs", [INPUTS, ("image", "title")])
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_a_row_alone_is_the_row_of_a_batch(inputs, pooling):
+def test_a_batch_of_one_equals_a_row_of_a_batch(inputs, pooling):
     """So titles padded to a longer neighbour's length give what they give unpadded."""
     net, ads = system(inputs=inputs, fusion=replace(FUSION, pooling=pooling)), batch()
     with torch.no_grad():
