@@ -1,13 +1,13 @@
-"""CC against KL against nothing: `python -m benchmarks.regularizers [WORD ...] [-- WORDS OF src.fit]`.
+"""Compares regularizers: `python -m benchmarks.regularizers [KEY=VALUE ...] [-- OPTIONS OF src.fit]`.
 
-Tunes the same generator in each way and with each seed, each by `python -m src.fit model=rfft`, and compares the
-measures of the held-out evaluators on test products: mean and standard deviation over the seeds, a 95 % interval over
+Tunes the same generator in several ways and with several seeds by `python -m src.fit model=rfft`, and compares the
+measures of the held-out evaluators on test products: mean and standard deviation over seeds, 95 % interval over
 products, and the cosine between the mean gradients of reward and regularizer. Test records of one product are not
-independent: the interval's bootstrap draws products, with the values of a record averaged over the seeds.
-A way is a regularizer, perhaps with its beta and with more words of src.fit: `'ways=cc;kl@0.3;cc model.lr=1e-3'`.
-After a kill the same command goes on. Writes `benchmarks/results/NAME.json`, `.png`, and `.jpg`: the same products,
-prompts and noise under the first seed's generators.
-Words: ways=none;kl;cc seeds=0,1,2 name=regularizers runs=runs/regularizers evaluator=showroom
+independent, so the bootstrap resamples products; values of a record are averaged over seeds.
+A way is a regularizer, optionally with its beta and more options of src.fit: `'ways=cc;kl@0.3;cc model.lr=1e-3'`. The
+same command resumes an interrupted benchmark. Writes `benchmarks/results/NAME.json`, `.png`, and `.jpg`: the same
+products, prompts and noise with the generators of the first seed.
+Options: ways=none;kl;cc seeds=0,1,2 name=regularizers runs=runs/regularizers evaluator=showroom
 """
 
 import csv
@@ -45,12 +45,12 @@ RESULTS = Path(__file__).parent / "results"
 MEASURES = ("reward", "availability", "attribute_accuracy", "diversity", "dissimilarity", "between_prompts")
 GRADIENTS = ("reward_norm", "regularizer_norm", "cosine")  # of the mean gradients of reward and regularizer
 SHOWN = 10  # products in the sheet
-# May differ between the runs of a table: neither weights nor test measures depend on them.
+# May differ between the runs of a table, because they influence neither weights nor test measures.
 UNSEEN = ("trainer.limit_val_batches", "trainer.val_check_interval", "checkpoint_every", "threads", "debug", "resume")
 
 
 def command(way: str, seed: str, words: Mapping[str, str], more: Sequence[str]) -> list[str]:
-    """The words of a run; `way` is a regularizer's name, perhaps with @beta, and its own words of src.fit."""
+    """The command of a run; `way`: name of a regularizer, optionally @beta, and options of src.fit."""
     regularizer, *rest = way.split()
     name, _, beta = regularizer.partition("@")
     own = [f"regularizer={name}", *([f"regularizer.beta={beta}"] if beta else []), f"seed={seed}"]
@@ -65,27 +65,27 @@ def folder(way: str, seed: str, words: Mapping[str, str]) -> Path:
 
 
 def measured(words: Sequence[str]) -> dict[str, float] | None:
-    """The test metrics of the run of these words, None: it is not finished.
+    """The test metrics of the run with these options; None if it is not finished.
 
-    Raises ValueError if its folder holds a finished run of other words, or a measure is no number.
+    Raises ValueError if its folder contains a finished run with other options, or a metric is not finite.
     """
     config: Any = OmegaConf.to_container(compose("fit", list(words)), resolve=True)
     out = Path(config["out"])
-    file = out / "checkpoint" / "metrics.json"  # the last that a run writes of its checkpoint
+    file = out / "checkpoint" / "metrics.json"  # the last file of a checkpoint that is written
     if not file.is_file():
         return None
     old: Any = OmegaConf.to_container(OmegaConf.load(out / "config.yaml"))
     old, new = ({k: v for k, v in flat(told).items() if k not in UNSEEN} for told in (old, config))
     if changed := differences(old, new):
-        raise ValueError(f"{out} holds a run with another {changed}; runs=FOLDER begins others.")
+        raise ValueError(f"{out} contains a run with another {changed}; choose another runs=FOLDER.")
     told = json.loads(file.read_text(encoding="utf-8"))
     if odd := [name for name, value in told.items() if value is None]:
-        raise ValueError(f"{file}: {', '.join(odd)} is no number: did the training diverge?")
+        raise ValueError(f"{file}: {', '.join(odd)} is not finite: did the training diverge?")
     return told
 
 
 def logged(run: Path) -> dict[str, float]:
-    """Means over a run of what it logged of both mean gradients, by the logs' names."""
+    """Means over a run of the logged gradient norms and cosine, by name."""
     events = EventAccumulator(str(run / "logs"))
     events.Reload()
     known = set(events.Tags()["scalars"])
@@ -94,7 +94,7 @@ def logged(run: Path) -> dict[str, float]:
 
 
 def records(run: Path) -> dict[str, dict[str, str]]:
-    """The rows of a run's measures of test records, by key; of a run from before they were written: none."""
+    """The measures of the test records of a run by key; empty for old runs without them."""
     file = run / "pictures" / "measures.csv"
     if not file.is_file():
         return {}
@@ -103,7 +103,7 @@ def records(run: Path) -> dict[str, dict[str, str]]:
 
 
 def products(words: Sequence[str], keys: Iterable[str]) -> dict[str, str]:
-    """The product of each test record; of data other than the showroom's, whose products have no names, its key."""
+    """The product of each test record; for data sets other than the showroom, the key."""
     split = build(compose("fit", list(words)).data.source).split("test")
     if not isinstance(split, Pictures):
         return {key: key for key in keys}
@@ -111,9 +111,9 @@ def products(words: Sequence[str], keys: Iterable[str]) -> dict[str, str]:
 
 
 def intervals(runs: Sequence[Mapping[str, Mapping[str, str]]], product: Mapping[str, str]) -> dict[str, list[float]]:
-    """95 % intervals of the measures before and after and of their gains, (after - before), by name.
+    """95 % intervals of the measures before and after tuning, and of the gains, by name.
 
-    A record without a value, such as the attribute accuracy of a prompt that names none, is left out of that measure.
+    Records without a value, such as the attribute accuracy of a prompt without attributes, are ignored.
     """
     found: dict[str, list[float]] = {}
     for name in MEASURES:
@@ -131,10 +131,7 @@ def intervals(runs: Sequence[Mapping[str, Mapping[str, str]]], product: Mapping[
 
 
 def summary(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    """Mean, of several runs standard deviation, and the runs' own values of every measure, before and after.
-
-    Also of the gradients' means.
-    """
+    """Mean, and for several runs standard deviation and values, of all measures before and after tuning."""
     names = {f"{when}{name}": f"test/{when}{name}" for when in ("before_", "") for name in MEASURES}
     names |= {f"gradient_{name}": f"grad/{name}" for name in GRADIENTS}
     values = {name: [run[key] for run in runs] for name, key in names.items() if key in runs[0]}
@@ -144,7 +141,7 @@ def summary(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
 
 
 def table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """Lines of a Markdown table: the generator as it was, then each way."""
+    """A Markdown table: the generator before tuning, then each way."""
     names = [name for name in (*MEASURES, "gradient_cosine") if any(name in told for told in found.values())]
 
     def line(title: str, told: Mapping[str, Mapping[str, Any]], when: str) -> str:
@@ -162,7 +159,7 @@ def table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
 
 
 def draw(found: Mapping[str, Mapping[str, Mapping[str, float]]], file: Path) -> None:
-    """Availability over diversity and over attributes, with error bars; up and right is better."""
+    """Plots availability over diversity and over attribute accuracy with error bars; top right is best."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     for axis, name in zip(figure.subplots(1, 2), ("diversity", "attribute_accuracy"), strict=True):
         before = next(iter(found.values()))
@@ -177,19 +174,19 @@ def draw(found: Mapping[str, Mapping[str, Mapping[str, float]]], file: Path) -> 
 
 
 def draw_ways(runs: Mapping[str, Sequence[str]], file: Path) -> None:
-    """The first test products, not chosen: a row each, one picture of the same noise before and under every way."""
-    painted: dict[str, Tensor] = {}
+    """Draws the first test products, not selected: one row per product, the same noise before and after tuning."""
+    images: dict[str, Tensor] = {}
     batch: Batch = {}
     for way, words in runs.items():
         config: Any = OmegaConf.to_container(compose("fit", list(words)), resolve=True)
-        if not painted:
+        if not images:
             data = build(config["data"] | {"batch_size": SHOWN, "transforms": {}, "shares": {}, "num_workers": 0})
             batch = next(iter(data.batches("test", shuffled=True)))
         tuned = {way: str(Path(config["out"]) / "checkpoint")}
-        for name, folder in (tuned if painted else {"before": config["generator"]["folder"]} | tuned).items():
-            painter = build(config["generator"] | {"folder": folder})
-            painted[name] = painter.sample(painter.encode(batch))
-    draw_columns(file, painted, batch["prompt"])
+        for name, folder in (tuned if images else {"before": config["generator"]["folder"]} | tuned).items():
+            net = build(config["generator"] | {"folder": folder})
+            images[name] = net.sample(net.encode(batch))
+    draw_columns(file, images, batch["prompt"])
 
 
 def machine() -> str:
@@ -206,14 +203,14 @@ def main() -> None:
         own, more = own[: own.index("--")], own[own.index("--") + 1 :]
     words = WORDS | {name: value for name, _, value in (word.partition("=") for word in own)}
     if foreign := words.keys() - WORDS.keys():
-        raise SystemExit(f"regularizers: no word {', '.join(sorted(foreign))}; there are {', '.join(WORDS)}")
+        raise SystemExit(f"regularizers: no option {', '.join(sorted(foreign))}; choices: {', '.join(WORDS)}")
     if words["evaluator"] == "none":
-        raise SystemExit("regularizers: evaluator=none measures nothing to compare by; it takes a judge and a reader.")
+        raise SystemExit("regularizers: evaluator=none cannot be used; a judge and a reader are needed.")
     ways, seeds, found = words["ways"].split(";"), words["seeds"].split(","), {}
     sizes: dict[str, int] = {}
     runs = {(way, seed): command(way, seed, words, more) for seed in seeds for way in ways}
     try:
-        for run in runs.values():  # all ways of a seed before the next, so that they are compared early
+        for run in runs.values():  # all ways of a seed before the next seed, for an early comparison
             if measured(run[3:]) is None:
                 subprocess.run(run, check=True)
         for way in ways:

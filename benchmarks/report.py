@@ -1,9 +1,9 @@
 """The tables of measured numbers in the documentation: `python -m benchmarks.report [--check]`.
 
-In README.md, benchmarks/README.md, checkpoints/README.md and docs/*.md each table stands between the lines
-`<!-- report: NAME -->` and `<!-- end -->`. This command replaces it by the table of that name in benchmarks/tables.md,
-whose numbers come from `benchmarks/results/*.json` and `checkpoints/*/metrics.json`. `--check` writes nothing and exits
-with code 1 if a table is stale.
+In README.md, benchmarks/README.md, checkpoints/README.md and docs/*.md each generated table is between the lines
+`<!-- report: NAME -->` and `<!-- end -->`. This command replaces it with the table of that name in
+benchmarks/tables.md, whose numbers come from `benchmarks/results/*.json` and `checkpoints/*/metrics.json`. `--check`
+writes nothing and exits with code 1 if a table is stale.
 """
 
 import json
@@ -34,7 +34,7 @@ COLUMNS = {
 
 
 class Node(dict):
-    """A JSON object; as text the cells of one of `COLUMNS`, or mean ± standard deviation if it has a mean."""
+    """A JSON object; formatted as the cells of one of `COLUMNS`, or as mean ± standard deviation if it has a mean."""
 
     def __format__(self, columns: str) -> str:
         if "mean" in self:
@@ -44,7 +44,7 @@ class Node(dict):
 
 
 class Sizes(dict):
-    """The number of weights in a folder of checkpoints/."""
+    """The number of parameters in a folder of checkpoints/."""
 
     def __missing__(self, folder: str) -> str:
         total = 0
@@ -72,7 +72,7 @@ def read(path: Path) -> Any:
 
 
 def numbers() -> dict[str, Any]:
-    """All results by file and all metrics by checkpoint; sizes; costs with their ratios."""
+    """All results by file, metrics by checkpoint, sizes, and costs with ratios."""
     found = {path.stem: read(path) for path in (ROOT / "benchmarks/results").glob("*.json")}
     found["ablations"] = found["rfnet"]
     found |= {path.parent.name: read(path) for path in (ROOT / "checkpoints").glob("*/metrics.json")}
@@ -88,13 +88,13 @@ def numbers() -> dict[str, Any]:
 
 
 def sections(page: str) -> Iterator[tuple[str, str, str]]:
-    """The text before each table, the table's name and the table; at the end the rest, "" and ""."""
+    """Text before each table, its name and the table; finally the remaining text, "" and ""."""
     before, *parts = page.split(BEGIN)
     for part in parts:
         name, begun, rest = part.partition(" -->\n")
         body, ended, rest = rest.partition(END)
         if not (begun and ended):
-            raise ValueError(f"{BEGIN}{name.splitlines()[0]}: without {END}.")
+            raise ValueError(f"{BEGIN}{name.splitlines()[0]}: {END} is missing.")
         yield before, name, body
         before = rest
     yield before, "", ""
@@ -107,11 +107,11 @@ def tables() -> dict[str, str]:
 
 
 def filled(page: str, known: dict[str, str]) -> str:
-    """The page with every table as it is now. Raises ValueError for a table that is unknown or has no end."""
+    """The page with updated tables. Raises ValueError for an unknown table or one without end."""
     text = ""
     for before, name, _ in sections(page):
         if name and name not in known:
-            raise ValueError(f"{BEGIN}{name}: unknown, the tables are {', '.join(known)}.")
+            raise ValueError(f"{BEGIN}{name}: unknown; choices: {', '.join(known)}.")
         text += before + (f"{BEGIN}{name} -->\n{known[name]}\n\n{END}" if name else "")
     return text
 

@@ -1,9 +1,9 @@
-"""Can the class be read off simple statistics? `python -m benchmarks.shortcuts [NUM]`; writes results/shortcuts.json.
+"""Do simple statistics reveal the class? `python -m benchmarks.shortcuts [NUM]` writes results/shortcuts.json.
 
-Fits a logistic regression on mean colour, contrast, edge density, product size and place, file order and the like, on
-the showroom's training split, and prints its macro-F1 on the test split: a world that leaks its labels would show here.
-A second figure adds mean and deviation of depth and saliency. Those two maps are evidence by design (what grew out of a
-product is salient beyond its mask), so it lies higher; it tells how far the evidence goes without looking at shapes.
+Fits a logistic regression on mean color, contrast, edge density, size and place of the product, file order and similar
+statistics of the showroom's training split, and prints its macro-F1 on the test split. A second result adds mean and
+standard deviation of depth and saliency, which are informative by design: a hallucinated shape is salient outside of
+the product mask.
 """
 
 import json
@@ -28,7 +28,7 @@ RESULTS = Path(__file__).parent / "results" / "shortcuts.json"
 
 
 def statistics(record: Record, index: int, maps: bool) -> list[float]:
-    """Single numbers of a picture, none of which should give its class away; with `maps` also of depth and saliency."""
+    """Statistics of an image that should not reveal its class; with `maps` also of depth and saliency."""
     image = record["image"].transpose(1, 2, 0)
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     edges = cv2.Canny(grey, 100, 200)
@@ -41,18 +41,18 @@ def statistics(record: Record, index: int, maps: bool) -> list[float]:
     return [float(v) for v in (*values, len(record["title"]), len(record["prompt"]), index % 9, index)]
 
 
-def table(pictures: Pictures, maps: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(statistics, labels) of a split."""
+def table(split: Pictures, maps: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Statistics and labels of a split."""
     rows, labels = [], []
-    for index in range(len(pictures)):
-        record = pictures[index]
+    for index in range(len(split)):
+        record = split[index]
         rows.append(statistics(record, index, maps))
         labels.append(record["label"])
     return np.array(rows), np.array(labels)
 
 
 def macro_f1(num: int, maps: bool = False, cache: str | None = None, seed: int = 0) -> tuple[float, float]:
-    """(macro-F1 of the regression, macro-F1 of always guessing by frequency) on the test split."""
+    """Macro-F1 of the regression and of random guesses by class frequency, on the test split."""
     world = Showroom({"train": num, "test": num // 2}, seed=seed, cache=cache)
     train, test = table(world.split("train"), maps), table(world.split("test"), maps)
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=3000, class_weight="balanced")).fit(*train)

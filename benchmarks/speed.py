@@ -1,8 +1,8 @@
-"""How fast the showroom loads, RFNet trains and `src.score` scores: `python -m benchmarks.speed [KEY=VALUE ...]`.
+"""Speed of showroom loading, RFNet training and `src.score`: `python -m benchmarks.speed [KEY=VALUE ...]`.
 
-Prints a table and writes `benchmarks/results/speed.json`. The ratio (scoring against the bare forward pass) is measured
-in one run and is to be trusted; single figures are only as good as the machine was idle.
-Words: checkpoint=checkpoints/rfnet num=384 batch=32 threads=2.
+Prints a table and writes `benchmarks/results/speed.json`. The ratio of scoring to the forward pass is reliable, because
+both are measured in one run; absolute numbers depend on the load of the machine.
+Options: checkpoint=checkpoints/rfnet num=384 batch=32 threads=2.
 """
 
 import json
@@ -34,18 +34,18 @@ WORDS = {"checkpoint": "checkpoints/rfnet", "num": "384", "batch": "32", "thread
 RESULTS = Path(__file__).parent / "results" / "speed.json"
 
 
-def rate(action: Callable[[], object], pictures: int, repeats: int = 3) -> float:
-    """Pictures per second, the median of `repeats` runs."""
+def rate(action: Callable[[], object], images: int, repeats: int = 3) -> float:
+    """Images per second, the median of `repeats` runs."""
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         action()
         seconds.append(time.perf_counter() - start)
-    return pictures / sorted(seconds)[repeats // 2]
+    return images / sorted(seconds)[repeats // 2]
 
 
 def loading(num: int) -> dict[str, float]:
-    """Pictures per second on one core, every field of them: drawn, and read from the cache."""
+    """Images with all fields per second on one core: rendered, and read from the cache."""
     with tempfile.TemporaryDirectory() as folder:
         drawn, cached = Showroom({"train": num}).split("train"), Showroom({"train": num}, cache=folder).split("train")
         sweep(drawn)  # decodes the sprites
@@ -56,13 +56,13 @@ def loading(num: int) -> dict[str, float]:
         }
 
 
-def sweep(pictures: Pictures) -> None:
-    for index in range(len(pictures)):
-        pictures[index]
+def sweep(rows: Pictures) -> None:
+    for index in range(len(rows)):
+        rows[index]
 
 
 def indexing(lines: int = 1_000_000) -> dict[str, float]:
-    """Seconds to index a label file of a million lines and find every picture, and the memory that the index holds."""
+    """Seconds to index a label file of a million lines and find every image, and the memory of the index."""
 
     def fault(file: Path, line: int, key: str, reason: str) -> None:
         raise ValueError(f"{file}, line {line}: {reason}")
@@ -75,7 +75,7 @@ def indexing(lines: int = 1_000_000) -> dict[str, float]:
         keys, *columns = read_labels(table, LABELS, None, False, fault)
         held = tracemalloc.get_traced_memory()[0] / 2**20
         tracemalloc.stop()
-        start = time.perf_counter()  # again, as tracing is slow
+        start = time.perf_counter()  # again, because tracing is slow
         keys, *columns = read_labels(table, LABELS, None, False, fault)
         assert (keys.find(keys) == np.arange(lines)).all()
         assert len(columns[0]) == lines
@@ -84,7 +84,7 @@ def indexing(lines: int = 1_000_000) -> dict[str, float]:
 
 
 def training(folder: str, batch: Batch) -> dict[str, float]:
-    """Pictures per second of forward, backward and optimizer step on a batch that lies ready."""
+    """Images per second of forward pass, backward pass and optimizer step on a batch in memory."""
     system = checkpoint.load(folder).train()
     assert isinstance(system, RFNetSystem)
     optimizer = torch.optim.AdamW(system.parameters(), 1e-5)
@@ -100,10 +100,10 @@ def training(folder: str, batch: Batch) -> dict[str, float]:
     return {"training step pictures/s, data ready": rate(step, size, 5)}
 
 
-def scoring(folder: str, pictures: Pictures, size: int) -> dict[str, float]:
-    """`src.score` on a table of PNG files against the bare forward pass on batches that lie ready."""
+def scoring(folder: str, rows: Pictures, size: int) -> dict[str, float]:
+    """`src.score` on a table of PNG files compared with the forward pass on batches in memory."""
     reward = RFNetReward(folder)
-    records = [pictures[index] for index in range(len(pictures))]
+    records = [rows[index] for index in range(len(rows))]
     batches = [to_float(collate(records[i : i + size])) for i in range(0, len(records), size)]
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
         table = Path(name) / "ads.csv"
@@ -115,7 +115,7 @@ def scoring(folder: str, pictures: Pictures, size: int) -> dict[str, float]:
             score(reward, Table(table, reward.fields), output, size, torch.device("cpu"))
 
         forward, whole = [], []
-        for _ in range(9):  # in turn, so that a change of the machine's speed meets both
+        for _ in range(9):  # alternating, so that changes of the load affect both
             forward.append(rate(lambda: [reward(b["image"], b) for b in batches], len(records), 1))
             whole.append(rate(command, len(records), 1))
     bare, scored = float(np.median(forward)), float(np.median(whole))
@@ -140,14 +140,14 @@ def write_table(path: Path, records: list) -> None:
 def main() -> None:
     words = WORDS | dict(word.split("=", 1) for word in sys.argv[1:])
     if foreign := words.keys() - WORDS.keys():
-        raise SystemExit(f"speed: no word {', '.join(sorted(foreign))}; there are {', '.join(WORDS)}")
+        raise SystemExit(f"speed: no option {', '.join(sorted(foreign))}; choices: {', '.join(WORDS)}")
     num, size = int(words["num"]), int(words["batch"])
     torch.set_num_threads(int(words["threads"]))
     cv2.setNumThreads(1)
-    pictures = Showroom({"test": num}).split("test")
+    rows = Showroom({"test": num}).split("test")
     results = loading(num) | indexing()
-    results |= training(words["checkpoint"], to_float(collate([pictures[i] for i in range(size)])))
-    results |= scoring(words["checkpoint"], pictures, size)
+    results |= training(words["checkpoint"], to_float(collate([rows[i] for i in range(size)])))
+    results |= scoring(words["checkpoint"], rows, size)
     for name, value in results.items():
         print(f"{name:<32} {value:10.2f}")
     RESULTS.parent.mkdir(exist_ok=True)

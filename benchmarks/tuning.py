@@ -1,20 +1,20 @@
-"""What a gradient sample of reward fine-tuning costs, beside peers' loops: `python -m benchmarks.tuning [WORD ...]`.
+"""Cost of a gradient sample compared with other methods: `python -m benchmarks.tuning [KEY=VALUE ...]`.
 
-One generator, one reward, the same products and late step for all; each way in a process of its own, one after the
-other. A gradient sample is one picture whose reward's gradient reaches the trained weights. Ways:
+All methods use the same generator, reward, products and late step, and run one after the other in separate processes. A
+gradient sample is one image whose reward gradient reaches the trained weights. Methods (`ways`):
 
-    rfft         this project's step, without a regularizer, as the others have none
-    rfft_draws   the same with three late steps of one rollout, as steps=late_random has
-    rfft_cc      the same with the CC regularizer, which asks the reference model too
-    refl         a plain reading of ReFL's loop with diffusers' calls: text and uncond in two forward passes; prompt,
-                 outline and product encoded at every step
-    refl_once    the same with those encoded once
-    alignprop    the gradient through the whole chain of steps, text and uncond in one forward pass
+    rfft         the training step of this project without regularizer, like the other methods
+    rfft_draws   the same with three late steps per rollout (steps=late_random)
+    rfft_cc      the same with the CC regularizer, which also runs the reference model
+    refl         a plain implementation of ReFL with diffusers: text and uncond in two forward passes; prompt, outline
+                 and product are encoded at every step
+    refl_once    the same, encoded once
+    alignprop    gradient through all steps, text and uncond in one forward pass
 
-Prints seconds and memory (the peak above what the loaded nets take), or that a way ran out of it, and writes them, and
-the peak of the whole process or device, to `benchmarks/results/tuning.json`, beside what it has of other ways and
-sizes. No optimizer is in it: AdamW takes 8 bytes more for each trained weight.
-Words: generator=checkpoints/showroom-generator, or sd15, the full size with random weights; size=null, px of pictures;
+Prints seconds and memory (the peak in addition to the loaded networks), and writes them and the total peak of the
+process or device to `benchmarks/results/tuning.json`, which keeps its other entries. There is no optimizer: AdamW needs
+8 more bytes per trained weight.
+Options: generator=checkpoints/showroom-generator, or sd15 (full size, random weights); size=null (image size in px);
 checkpoint=checkpoints/rfnet-reward trainable=controlnet batch=8 steps=40 repeats=3 threads=2 device=cpu
 precision=float32 ways=rfft,rfft_draws,...
 """
@@ -57,12 +57,12 @@ WORDS = {
 }  # fmt: skip
 RESULTS = Path(__file__).parent / "results" / "tuning.json"
 DRAWS = 3  # as conf/steps/late_random.yaml
-OUT_OF_MEMORY = 75  # exit code of a way that ran out of it
-ALONE = "import sys; from benchmarks.tuning import alone; alone(*sys.argv[1:])"  # a process of its own
+OUT_OF_MEMORY = 75  # exit code of a process that ran out of memory
+ALONE = "import sys; from benchmarks.tuning import alone; alone(*sys.argv[1:])"  # in a separate process
 
 
 def random_sd15(size: int, **settings: Any) -> Generator:
-    """A generator of the size of Stable Diffusion 1.5 with its canny ControlNet; random weights, `size` in px."""
+    """Stable Diffusion 1.5 with its canny ControlNet and random weights; `size`: image size in px."""
     tokenizer, make = CLIPTokenizer.from_pretrained(located("src/data/showroom/prompt")), AutoencoderKL
     words = CLIPTextConfig(
         vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
@@ -71,7 +71,7 @@ def random_sd15(size: int, **settings: Any) -> Generator:
     options: dict[str, Any] = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4}
     blocks: Any = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(sample_size=size // 8, cross_attention_dim=768)  # its other defaults are SD 1.5's
+    unet = UNet2DConditionModel(sample_size=size // 8, cross_attention_dim=768)  # other defaults: SD 1.5
     ddim: Any = DDIMScheduler
     scheduler = ddim(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
@@ -84,7 +84,7 @@ def random_sd15(size: int, **settings: Any) -> Generator:
 
 
 def rfft(generator: Generator, reward: Reward, trainable: str, draws: int, regularizer: Regularizer) -> tuple[Any, Any]:
-    """The system, and its loss of a batch: at step 35 of 40, or at `draws` steps from 30 on."""
+    """The system and its loss for a batch, at step 35 of 40, or at `draws` steps after step 30."""
     system = RFFT(generator, reward, regularizer, LateRandom(), trainable=trainable, gradients_every=0)
     system.steps = lambda num_steps, chance: late(num_steps, draws)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -96,14 +96,14 @@ def rfft(generator: Generator, reward: Reward, trainable: str, draws: int, regul
 
 
 def late(num_steps: int, draws: int) -> list[Window]:
-    """Steps in the last quarter: its middle, or `draws` spread over it."""
+    """`draws` evenly spaced steps in the last quarter."""
     first, length = num_steps - num_steps // 4, num_steps // 4
     steps = [first + (2 * k + 1) * length // (2 * draws) for k in range(draws)]
     return [Window(step, step + 1) for step in steps]
 
 
 class Plain:
-    """ReFL's and AlignProp's loops as one reads them, in the nets' own calls and the scheduler's."""
+    """Plain implementations of the loops of ReFL and AlignProp."""
 
     def __init__(self, generator: Generator, reward: Reward, trainable: str, once: bool, chain: bool) -> None:
         self.g, self.reward, self.once, self.chain = generator, reward, once, chain
@@ -124,10 +124,10 @@ class Plain:
         uncond, text = c.text.chunk(2)
         if self.chain:
             both = self.predicted(torch.cat([x, x]), t, c.text, torch.cat([c.edges] * 2))
-            without, told = both.chunk(2)
+            without, guided = both.chunk(2)
         else:
-            told, without = self.predicted(x, t, text, c.edges), self.predicted(x, t, uncond, c.edges)
-        return without + self.g.guidance_scale * (told - without)
+            guided, without = self.predicted(x, t, text, c.edges), self.predicted(x, t, uncond, c.edges)
+        return without + self.g.guidance_scale * (guided - without)
 
     def loss(self, batch: Batch, seed: int) -> Tensor:
         g, c = self.g, self.g.encode(batch, seed)
@@ -150,7 +150,7 @@ class Plain:
 def made(
     way: str, generator: Generator, reward: Reward, trainable: str
 ) -> tuple[Any, Callable[[Batch, int], Tensor], int]:
-    """A way's owner of trained weights, its loss, and its gradient samples per picture of the batch."""
+    """The module with the trained weights, the loss, and the gradient samples per image of the batch."""
     if way.startswith("rfft"):
         draws = DRAWS if way == "rfft_draws" else 1
         regularizer = ConsistentCondition(1.0) if way == "rfft_cc" else NoRegularizer()
@@ -160,7 +160,7 @@ def made(
 
 
 class Peak:
-    """Peaks of memory within it, in MiB: above that at its beginning, and `all` of the device's or the process's."""
+    """Peak memory in a block, in MiB: in addition to that at its start, and in total (`all`)."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.mib, self.all = device, 0.0, 0.0
@@ -194,31 +194,31 @@ class Peak:
 
 
 def measure(way: str, words: dict[str, str]) -> dict[str, float]:
-    """Seconds per gradient sample, the median of the repeats, and memory in MiB, of one way; in this process."""
+    """Median seconds per gradient sample, and memory in MiB, of one method."""
     torch.set_num_threads(int(words["threads"]))
     device, half = torch.device(words["device"]), words["precision"] == "bfloat16"
     settings: dict[str, Any] = {"num_steps": int(words["steps"]), "guidance_scale": 3.0}
     size = None if words["size"] == "null" else int(words["size"])
-    painter = (
+    net = (
         random_sd15(size or 512, **settings)
         if words["generator"] == "sd15"
         else load_generator(words["generator"], **settings)
     )
-    pixels, count = size or painter.size, int(words["batch"])
+    pixels, count = size or net.size, int(words["batch"])
     reward = RFNetReward(words["checkpoint"]).to(device)
     rows = Showroom({"test": count}, size=pixels, holds=["prompt", "title", "product"]).split("test")
     batch = move_data_to_device(to_float(collate([rows[i] for i in range(count)])), device)
-    owner, loss, samples = made(way, painter.to(device), reward, words["trainable"])
+    owner, loss, samples = made(way, net.to(device), reward, words["trainable"])
     owner.to(device)
     if half and isinstance(owner, RFFT):
         owner.trainable.cast_frozen_to_bf16(owner.precise)
-    elif half:  # the peers hold what is frozen in half precision
-        for net in (painter.text_encoder, painter.vae, painter.unet, painter.controlnet):
-            if not any(weight.requires_grad for weight in net.parameters()):
-                net.bfloat16()
+    elif half:  # frozen weights in bfloat16, as in the other methods
+        for part in (net.text_encoder, net.vae, net.unet, net.controlnet):
+            if not any(weight.requires_grad for weight in part.parameters()):
+                part.bfloat16()
     weights = [weight for weight in owner.parameters() if weight.requires_grad]
     seconds, peak = [], Peak(device)
-    for repeat in range(int(words["repeats"]) + 1):  # the first to warm up
+    for repeat in range(int(words["repeats"]) + 1):  # the first is a warmup
         for weight in weights:
             weight.grad = None
         start = time.perf_counter()
@@ -233,7 +233,7 @@ def measure(way: str, words: dict[str, str]) -> dict[str, float]:
 
 
 def alone(way: str, words: str) -> None:
-    """Prints what `measure` finds, as JSON, for words in JSON."""
+    """Prints the result of `measure` as JSON; `words`: options as JSON."""
     try:
         print(json.dumps(measure(way, json.loads(words))))
     except torch.OutOfMemoryError:
@@ -241,9 +241,9 @@ def alone(way: str, words: str) -> None:
 
 
 def line(told: dict[str, Any], first: dict[str, Any]) -> str:
-    """A way's cost and, if the first way has one, its ratio to that."""
+    """The cost of a method, relative to the first method if that has one."""
     beside = first["seconds"] is not None
-    cells = (("seconds", "8.3f", "s a gradient sample"), ("MiB", "8.0f", "MiB"))
+    cells = (("seconds", "8.3f", "s per gradient sample"), ("MiB", "8.0f", "MiB"))
     return "  ".join(
         f"{told[name]:{form}} {unit}" + (f" ({told[name] / first[name]:.2f})" if beside else "")
         for name, form, unit in cells
@@ -256,20 +256,18 @@ def main() -> None:
         return
     words = WORDS | {name: value for name, _, value in (word.partition("=") for word in sys.argv[1:])}
     if foreign := words.keys() - WORDS.keys():
-        raise SystemExit(f"tuning: no word {', '.join(sorted(foreign))}; there are {', '.join(WORDS)}")
+        raise SystemExit(f"tuning: no option {', '.join(sorted(foreign))}; choices: {', '.join(WORDS)}")
     ways = words["ways"].split(",")
     if words["trainable"] not in ("controlnet", "unet"):
-        raise SystemExit(
-            f"tuning: trainable={words['trainable']}: controlnet or unet, as the peers train no adapters here"
-        )
+        raise SystemExit(f"tuning: trainable={words['trainable']}: choose controlnet or unet")
     if foreign := set(ways) - set(WAYS):
-        raise SystemExit(f"tuning: no way {', '.join(sorted(foreign))}; there are {', '.join(WAYS)}")
+        raise SystemExit(f"tuning: ways={', '.join(sorted(foreign))}: choose from {', '.join(WAYS)}")
     found = {}
     for way in ways:
         answer = subprocess.run(
             [sys.executable, "-c", ALONE, way, json.dumps(words)], stdout=subprocess.PIPE, text=True
         )
-        if answer.returncode in (OUT_OF_MEMORY, -9):  # told by torch, or killed by the system
+        if answer.returncode in (OUT_OF_MEMORY, -9):  # torch's error, or killed by the system
             found[way] = {"seconds": None, "MiB": None, "all": None}
             print(f"{way:<12} out of memory", flush=True)
             continue

@@ -55,7 +55,7 @@ def test_a_stale_table_is_found_and_an_unknown_one_refused() -> None:
     assert report.filled(page.replace("0.820", "0.821"), known) == page
     with pytest.raises(ValueError, match="zooo: unknown"):
         report.filled(page.replace("report: zoo", "report: zooo"), known)
-    with pytest.raises(ValueError, match="without <!-- end -->"):
+    with pytest.raises(ValueError, match="<!-- end --> is missing"):
         report.filled("<!-- report: zoo -->\n", known)
 
 

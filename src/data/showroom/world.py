@@ -32,8 +32,8 @@ class Showroom:
 
     classes = CLASSES
     about = (
-        "the embedded world, synthetic: rendered CC0 products in painted rooms, unusable by construction where they "
-        "are; the splits share neither product nor room style."
+        "synthetic images of rendered CC0 products in procedural rooms; the labels are known by construction. The "
+        "splits share neither products nor room styles."
     )
 
     def __init__(

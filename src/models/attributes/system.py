@@ -1,4 +1,4 @@
-"""A classifier of the room attributes that prompts name, to measure how well images follow their prompts."""
+"""A classifier of room attributes, to measure how well images follow their prompts."""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
@@ -13,7 +13,7 @@ from src.runtime.system import System
 
 
 def named(prompt: str, ends: Sequence[str], values: Sequence[str]) -> int:
-    """The row of the longest of `values` in the clause of `prompt` (between commas) that ends in one of `ends`.
+    """The index of the longest of `values` in the clause of `prompt` (between commas) that ends with one of `ends`.
 
     -100 if there is none.
     """
@@ -43,13 +43,12 @@ class AttributeNet(nn.Module):
 
 
 class AttributeReader(System):
-    """Classifies wall, floor, light, ... of an image; used to measure whether images follow their prompts.
+    """Classifies wall, floor, light, ... of an image, to measure whether images follow their prompts.
 
     Args:
-        attributes: name to {ends, values}: the value of an attribute in a prompt is the one of `values` in the clause
-            that ends in one of `ends`.
-        width: of the image features.
-        flip: share of rows with left and right swapped.
+        attributes: {ends, values} by name; the value in a prompt is the one of `values` in the clause that ends with
+            one of `ends`.
+        width: width of the image features; flip: share of rows that are flipped horizontally.
         lr, weight_decay, warmup: see `src.runtime.schedules.adamw`.
     """
 
@@ -58,7 +57,8 @@ class AttributeReader(System):
     monitor = ("val/accuracy", "max")
     card: ClassVar = {
         "use": "Measuring whether generated images follow their prompts; not a reward.",
-        "limits": "It knows the words and rooms of the data below only, and learnt their contradictions too.",
+        "limits": "It is trained on the words and rooms of the data below only. Some of these images contradict their "
+        "prompts, so the accuracy cannot reach 1.",
     }
 
     def __init__(
@@ -83,7 +83,7 @@ class AttributeReader(System):
         return self.net(images)
 
     def labels(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """The labels named by the prompts, (batch,) by attribute; -100 where a prompt names none."""
+        """Labels (batch,) by attribute; -100 if the prompt does not name the attribute."""
         return {
             name: torch.tensor([named(prompt, ends, values) for prompt in prompts], device=self.device)
             for name, (ends, values) in self.attributes.items()

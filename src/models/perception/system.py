@@ -18,21 +18,21 @@ from src.models.perception.u2net import saliency_loss, u2net
 from src.runtime.checkpoint import CONFIG, load, located, read_weights
 from src.runtime.system import System
 
-RANK_SIZE = 64  # Spearman ranks maps of this height and width: torchmetrics' sums overflow above 2^16 tied pixels
+RANK_SIZE = 64  # size of the maps for Spearman: torchmetrics overflows above 2^16 tied pixels
 
 
 def unit_range(maps: Tensor) -> Tensor:
-    """Each map (batch, 1, height, width) shifted and scaled to least value 0, greatest 1; a constant one is all 0."""
+    """Each map (batch, 1, height, width) shifted and scaled to [0, 1]; constant maps become 0."""
     low, high = maps.amin(dim=(1, 2, 3), keepdim=True), maps.amax(dim=(1, 2, 3), keepdim=True)
     return (maps - low) / (high - low).clamp_min(1e-6)
 
 
 class MaxFBeta(Metric):
-    """Largest F-beta over the 256 thresholds of an 8-bit map, of precision and recall averaged over images.
+    """Maximum F-beta over the 256 thresholds of an 8-bit map; precision and recall are averaged over images.
 
-    Achanta et al. 2009. In [0, 1], larger is better; beta^2 = 0.3 as is usual for saliency. A pixel is salient in the
-    target above 1/2. Images with no salient pixel have no recall and are left out; if all are, the value is nan.
-    Precision of an empty prediction is 1.
+    Achanta et al. 2009. In [0, 1], higher is better; beta^2 = 0.3 as usual for saliency. Target pixels above 1/2 are
+    salient. Images without salient pixels are ignored; NaN if there are no others. The precision of an empty prediction
+    is 1.
     """
 
     precision: Tensor
@@ -65,10 +65,10 @@ class MaxFBeta(Metric):
 
 
 class Perception(System):
-    """A net that turns images (batch, 3, height, width) in [0, 1] into one map (batch, 1, height, width) in [0, 1].
+    """Predicts a map (batch, 1, height, width) in [0, 1] from images (batch, 3, height, width) in [0, 1].
 
-    The image is resized to `image_size` squared and normalised by `mean` and `std` for the net, the map resized back;
-    all of it is differentiable. `lr` is the peak of `src.runtime.schedules.pace`.
+    Images are resized to `image_size` squared and normalized with `mean` and `std`, and the map is resized back; all
+    steps are differentiable.
     """
 
     target: str  # the batch field that is predicted
@@ -90,15 +90,15 @@ class Perception(System):
 
     @abstractmethod
     def raw(self, images: Tensor) -> Tensor:
-        """The net's float32 output (batch, maps, image_size, image_size) for normalised images of that size."""
+        """The network's output (batch, maps, image_size, image_size), float32, for normalized images of that size."""
 
     @abstractmethod
     def finish(self, raw: Tensor, size: Sequence[int]) -> Tensor:
-        """The map in [0, 1], (batch, 1, *size), of the net's output."""
+        """The map (batch, 1, *size) in [0, 1] from the network's output."""
 
     @abstractmethod
     def loss(self, raw: Tensor, target: Tensor) -> Tensor:
-        """A scalar, of the net's output and the target of the same height and width."""
+        """The loss of the network's output, a scalar; the target has the same height and width."""
 
     @abstractmethod
     def new_metrics(self) -> dict[str, Metric]: ...
@@ -108,7 +108,7 @@ class Perception(System):
         """Adds finished maps and targets, both (batch, 1, height, width) in [0, 1], to the metrics."""
 
     def checked_raw(self, images: Tensor) -> Tensor:
-        """`raw` of images (batch, 3, height, width) in [0, 1], resized and normalised."""
+        """`raw` of images (batch, 3, height, width) in [0, 1], resized and normalized."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be (batch, 3, height, width), got {tuple(images.shape)}")
         images = (resize(images, (self.image_size, self.image_size)) - self.mean) / self.std
@@ -139,8 +139,8 @@ class Perception(System):
 class Depth(Perception):
     """Relative inverse depth by DPT (Ranftl et al. 2021): 1 = nearest, 0 = farthest point of each image.
 
-    `pretrained` is a hub id or folder with weights ("Intel/dpt-large"); or else `config` holds `DPTConfig`'s arguments
-    of a net that starts from nothing. Exactly one is given.
+    Either `pretrained`, a hub id or folder with weights ("Intel/dpt-large"), or `config`, arguments of `DPTConfig` for
+    training from scratch.
     """
 
     target = "depth"
@@ -148,9 +148,9 @@ class Depth(Perception):
     targets = frozenset({"depth"})
     monitor = ("val/spearman", "max")
     card: ClassVar = {
-        "use": "RFNet's depth input where an image comes without one; differentiable in the image.",
-        "limits": "Relative inverse depth only: no metres, and the nearest point of every image is 1. A net this "
-        "small knows rooms like those below; for photographs use a published DPT (`model.pretrained=`).",
+        "use": "Depth input of RFNet for images without depth; differentiable in the image.",
+        "limits": "Relative inverse depth only: no meters, and the nearest point of every image is 1. A small network "
+        "for rooms like those below; for photographs use a published DPT (`model.pretrained=`).",
     }
 
     def __init__(
@@ -184,9 +184,9 @@ class Depth(Perception):
         return depth_loss(raw, target, self.gradient_weight)
 
     def new_metrics(self) -> dict[str, Metric]:
-        """`mae` of the map as RFNet gets it, `aligned_mae` after least squares, `spearman` of near before far.
+        """`mae` of the map, `aligned_mae` after least-squares alignment, and `spearman` rank correlation.
 
-        AbsRel and delta_1 are for metric depth: relative inverse depth has a 0 in every image, by which they divide.
+        AbsRel and delta_1 divide by the target and are undefined for relative inverse depth, which contains 0.
         """
         return {"mae": MeanAbsoluteError(), "aligned_mae": MeanAbsoluteError(), "spearman": MeanMetric()}
 
@@ -198,15 +198,15 @@ class Depth(Perception):
         values["spearman"].update(torch.stack([spearman_corrcoef(*pair) for pair in zip(near, truth, strict=True)]))
 
     def assets(self, folder: Path) -> dict[str, Any]:
-        """The net's full configuration in place of the hub id, so that the folder needs no network."""
+        """The full configuration instead of the hub id, so that loading the folder needs no download."""
         net: Any = self.net
         return {"pretrained": None, "config": net.config.to_diff_dict()}
 
 
 class Saliency(Perception):
-    """How much each pixel stands out, 1 = salient, by U2-Net (Qin et al. 2020).
+    """Saliency of each pixel in [0, 1] by U2-Net (Qin et al. 2020).
 
-    `size` is "full" (44.0 M weights), "small" (U2-NetP, 1.1 M) or "tiny" (0.1 M).
+    `size`: "full" (44.0 M parameters), "small" (U2-NetP, 1.1 M) or "tiny" (0.1 M).
     """
 
     target = "saliency"
@@ -214,9 +214,8 @@ class Saliency(Perception):
     targets = frozenset({"saliency"})
     monitor = ("val/max_f", "max")
     card: ClassVar = {
-        "use": "RFNet's saliency input where an image comes without one; differentiable in the image.",
-        "limits": "A net this small knows rooms like those below; for photographs take the authors' U2-Net weights, "
-        "which load unchanged.",
+        "use": "Saliency input of RFNet for images without saliency; differentiable in the image.",
+        "limits": "A small network for rooms like those below; for photographs use the authors' U2-Net weights.",
     }
 
     def __init__(
@@ -250,10 +249,10 @@ class Saliency(Perception):
 
 
 def load_perception(name: str | Path, kind: str) -> Depth | Saliency:
-    """The frozen net of `kind` "depth" or "saliency" in eval mode, on the CPU.
+    """The frozen network of `kind` "depth" or "saliency" in eval mode, on the CPU.
 
-    `name` is one of our checkpoint folders; the authors' `u2net.pth` or `u2netp.pth` (saliency); or a hub id or folder
-    of transformers' DPT (depth). ValueError if it is of the other kind or not one of these.
+    `name`: a checkpoint folder of this project; or the authors' `u2net.pth` or `u2netp.pth` (saliency); or a hub id or
+    folder of a transformers DPT (depth). Raises ValueError for anything else.
     """
     kinds: dict[str, type[Depth | Saliency]] = {"depth": Depth, "saliency": Saliency}
     if kind not in kinds:
@@ -274,7 +273,7 @@ def load_perception(name: str | Path, kind: str) -> Depth | Saliency:
 
 
 def official_saliency(path: Path) -> Saliency:
-    """U2-Net with the weights of the authors' .pth file, its size told from their shapes, at their 320 px."""
+    """U2-Net with the weights of the authors' .pth file at 320 px; the size is inferred from the weights."""
     state = read_weights(path)
     for size, (encoder, _) in U2NET_WIDTHS.items():
         if "side6.weight" in state and state["side6.weight"].shape[1] == encoder[5][1]:

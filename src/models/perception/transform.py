@@ -1,4 +1,4 @@
-"""Depth and saliency maps for batches that come without them."""
+"""Computes missing depth and saliency maps of batches."""
 
 from torch import Tensor, nn
 
@@ -8,9 +8,9 @@ from src.models.perception.system import load_perception
 
 
 class Perceived(Transform):
-    """The maps that perception nets make of the images.
+    """Maps computed from the images by perception networks.
 
-    `depth`, `saliency`: whatever `load_perception` takes, loaded when it is first needed; None: not made.
+    `depth`, `saliency`: see `load_perception`; loaded when they are first needed. None: not computed.
     """
 
     fields = frozenset({"image"})

@@ -1,4 +1,4 @@
-"""U2-Net, saliency maps from images.
+"""U2-Net: saliency maps of images.
 
 Qin et al., "U2-Net: Going Deeper with Nested U-Structure for Salient Object Detection", Pattern Recognition 2020. A
 U-Net whose eleven stages are U-Nets themselves. The state dict has the names of the authors' files, so `u2net.pth`
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Widths = Sequence[Sequence[int]]  # one (inner, output) pair of channel numbers a stage
+Widths = Sequence[Sequence[int]]  # one (inner, output) pair of channels per stage
 
 # Encoder stages 1..6, then decoder stages 5..1 (Qin et al., table 1).
 WIDTHS: dict[str, tuple[Widths, Widths]] = {
@@ -52,8 +52,8 @@ class ConvUnit(nn.Module):
 class ResidualUBlock(nn.Module):
     """RSU-`depth`: a U-Net of `depth` levels added to its own first convolution; RSU-4F when `dilated`.
 
-    Qin et al., figure 2. The deepest level is not pooled but dilated by 2. A dilated block pools nowhere: level n is
-    dilated by 2^(n-1) instead.
+    Qin et al., figure 2. The deepest level is dilated by 2 instead of pooled; in a dilated block level n is dilated by
+    2^(n-1).
     """
 
     def __init__(self, depth: int, in_channels: int, inner: int, out_channels: int, dilated: bool = False) -> None:
@@ -84,11 +84,10 @@ class ResidualUBlock(nn.Module):
 
 
 class U2Net(nn.Module):
-    """Saliency logits (batch, 7, height, width) of normalised images (batch, 3, height, width), any size.
+    """Saliency logits (batch, 7, height, width) of normalized images (batch, 3, height, width) of any size.
 
-    Channel 0 is the fused map, the result; channels 1 to 6 are the side maps of decoder stages 1..5 and encoder stage
-    6, which only the loss uses. The authors' module returns the sigmoid of the same seven maps. `encoder` holds six
-    and `decoder` five (inner, output) channel pairs, in the order of the forward pass: see `WIDTHS`.
+    Channel 0 is the result; channels 1 to 6 are the side maps of decoder stages 1..5 and encoder stage 6, used only by
+    the loss. The authors' module returns the sigmoid of the same maps. `encoder`, `decoder`: channels, see `WIDTHS`.
     """
 
     def __init__(self, encoder: Widths, decoder: Widths) -> None:
@@ -124,14 +123,14 @@ class U2Net(nn.Module):
 
 
 def u2net(size: str) -> U2Net:
-    """The U2-Net of a size: "full" (44.0 M weights), "small" (U2-NetP, 1.1 M) or "tiny" (0.1 M, not of the paper)."""
+    """U2-Net of the size "full" (44.0 M parameters), "small" (U2-NetP, 1.1 M) or "tiny" (0.1 M, not in the paper)."""
     if size not in WIDTHS:
         raise ValueError(f"U2-Net size {size!r}: choose one of {', '.join(WIDTHS)}")
     return U2Net(*WIDTHS[size])
 
 
 def saliency_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy of all seven maps against one target in [0, 1], summed over maps; a scalar.
+    """Binary cross-entropy of all seven maps with the target in [0, 1], summed over the maps; a scalar.
 
     Qin et al., eq. 1 with weights 1. `logits` is (batch, 7, height, width), `target` (batch, 1, height, width).
     """

@@ -29,7 +29,7 @@ from src.runtime.system import System
 
 
 class RFNetSystem(System):
-    """RFNet: availability of an advertising image, or its fault, from image, product, depth, saliency and title.
+    """RFNet: classifies ad images as available or by their fault, from image, product, depth, saliency and title.
 
     Args:
         classes: names in the order of the labels; one is "available".
@@ -158,11 +158,11 @@ class RFNetSystem(System):
     def card(self) -> dict[str, str]:
         """Texts of the model card."""
         return {
-            "use": "Predicting which generated advertising images are usable, filtering them (`python -m src.score "
+            "use": "Predicting which generated ad images are usable, filtering them (`python -m src.score "
             "reward=rfnet`), and as a reward for tuning a generator. It needs the product cut-out at its place on the "
             "canvas and the product title.",
-            "limits": "It knows the products, rooms and faults of the data below only; the recalls below show its "
-            "weak classes. Small networks are easily fooled by adversarial patterns: inspect the images of a tuned "
+            "limits": "It is trained on the products, rooms and faults of the data below only; the recalls below show "
+            "its weak classes. Small networks are easily fooled by adversarial patterns: inspect the images of a tuned "
             "generator. test_perceived/ uses maps computed by the depth and saliency networks, like `src.score` and "
             "the reward; test/ uses the exact maps of the data. Expect the former in practice. "
             f"{self.calibration}",
