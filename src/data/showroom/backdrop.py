@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from src.data.showroom.camera import Camera
-from src.data.showroom.canvas import Painting, spread
+from src.data.showroom.canvas import Painting, polygon, spread
 from src.data.showroom.rooms import COLOURS, EXTENT, MATERIALS, texture
 from src.data.showroom.scene import Scene
 
@@ -23,11 +23,8 @@ def room(scene: Scene, camera: Camera, x: float, z: float, rng: np.random.Genera
     shift = rng.uniform(0, 1, 2)
     support_depth, wall_depth = camera.depths(wall_z)
 
-    wall = _coloured(
-        _warp(scene.setting.pattern, camera.wall(wall_z), side, EXTENT, scale * 0.7, shift),
-        scene.wall_colour,
-        wall_second,
-    )
+    warped = _warp(scene.setting.pattern, camera.wall(wall_z), side, EXTENT, scale * 0.7, shift)
+    wall = _coloured(warped, scene.wall_colour, wall_second)
     across = np.linspace(1.1, 0.84, side, dtype=np.float32)
     down = np.linspace(0.9, 1.04, side, dtype=np.float32)
     wall *= spread(across[None, :] * down[:, None])
@@ -44,9 +41,8 @@ def room(scene: Scene, camera: Camera, x: float, z: float, rng: np.random.Genera
 
     rows = np.arange(side, dtype=np.float32)[:, None]
     if table:
-        half = max(abs(scene.wall) * 2.2, scene.brief.item.width_cm * scene.brief.factor * 1.6, 45) * rng.uniform(
-            1, 1.8
-        )
+        half = max(abs(scene.wall) * 2.2, scene.brief.item.width_cm * scene.brief.factor * 1.6, 45)
+        half *= rng.uniform(1, 1.8)
         back, front = z + abs(scene.wall), -1e3
         left, right = x - half, x + half
         if scene.fault == "over_edge":  # its back or a side of the table ends under the product
@@ -57,12 +53,8 @@ def room(scene: Scene, camera: Camera, x: float, z: float, rng: np.random.Genera
                 right = x - reach
         if scene.fault == "into_wall":
             back = z - abs(scene.wall)
-        top = np.array(
-            [
-                camera.project(a, 0, max(b, 2.0))[:2]
-                for a, b in ((left, back), (right, back), (right, front), (left, front))
-            ]
-        )
+        corners = ((left, back), (right, back), (right, front), (left, front))
+        top = np.array([camera.project(a, 0, max(b, 2.0))[:2] for a, b in corners])
         mask = np.zeros((side, side), np.uint8)
         cv2.fillConvexPoly(mask, np.round(top * 16).astype(np.int32), 255, cv2.LINE_AA, 4)
         painting.support = mask.astype(np.float32) / 255
@@ -116,25 +108,16 @@ def _coloured(warped: np.ndarray, first: tuple, second: tuple) -> np.ndarray:
 def _decorate(painting: Painting, scene: Scene, wall_z: float, edge: float, rng: np.random.Generator) -> None:
     """Skirting board, framed picture and window, laid out in centimetres on the wall."""
     camera = painting.camera
-    low, high = (
-        camera.height - wall_z * math.tan(camera.pitch + 0.29),
-        camera.height - wall_z * math.tan(camera.pitch - 0.29),
-    )
+    low, high = (camera.height - wall_z * math.tan(camera.pitch + angle) for angle in (0.29, -0.29))
     width = wall_z * 0.3
 
     def slab(x0: float, x1: float, y0: float, y1: float, colour: np.ndarray) -> None:
-        corners = np.array([camera.project(a, b, wall_z)[:2] for a, b in ((x0, y0), (x1, y0), (x1, y1), (x0, y1))])
-        cv2.fillConvexPoly(
-            painting.image, np.round(corners.clip(-4e3, 4e3) * 16).astype(np.int32), colour.tolist(), cv2.LINE_AA, 4
-        )
+        corners = ((x0, y0), (x1, y0), (x1, y1), (x0, y1))
+        polygon(painting.image, [camera.project(a, b, wall_z)[:2] for a, b in corners], colour.tolist())
 
     if scene.brief.surface == "floor" and scene.setting.pattern not in ("brick", "tiled"):
-        board = (
-            np.array(scene.wall_colour) * 0.5 + 118
-            if scene.fault != "own_colours"
-            else np.array(scene.wall_colour) * 1.08
-        )
-        slab(-9e2, 9e2, 0, 9, board)
+        board = np.array(scene.wall_colour)
+        slab(-9e2, 9e2, 0, 9, board * 0.5 + 118 if scene.fault != "own_colours" else board * 1.08)
     if scene.picture and scene.fault != "own_colours":
         unit = min(55.0, width * 0.7)
         middle = rng.choice((-1, 1)) * rng.uniform(0.35, 0.8) * width
@@ -143,13 +126,8 @@ def _decorate(painting: Painting, scene: Scene, wall_z: float, edge: float, rng:
         frame = np.array(COLOURS[str(rng.choice(("black", "brown", "white")))], float)
         inside = np.array(COLOURS[str(rng.choice(list(COLOURS)))], float)
         slab(middle - unit / 2, middle + unit / 2, base, base + tall, frame * 0.9)
-        slab(
-            middle - unit * 0.44,
-            middle + unit * 0.44,
-            base + unit * 0.06,
-            base + tall - unit * 0.06,
-            np.array((236, 234, 228.0)),
-        )
+        mount = np.array((236, 234, 228.0))
+        slab(middle - unit * 0.44, middle + unit * 0.44, base + unit * 0.06, base + tall - unit * 0.06, mount)
         slab(middle - unit * 0.3, middle + unit * 0.3, base + unit * 0.2, base + tall * 0.55, inside)
         slab(middle - unit * 0.3, middle + unit * 0.3, base + tall * 0.55, base + tall - unit * 0.2, inside * 0.5 + 118)
     if scene.window and scene.fault != "own_colours":
@@ -171,11 +149,8 @@ def _rug(painting: Painting, scene: Scene, x: float, z: float, rng: np.random.Ge
     if scene.fault == "own_colours":
         colour = np.array(scene.floor_colour or colour) * 0.94
     for radius, tone in ((1.0, 0.9), (0.94, 1.0), (0.78, 0.95), (0.74, 1.0)):
-        ring = [
-            painting.camera.project(x + radius * span * math.cos(a), 0, max(z + radius * span * 0.8 * math.sin(a), 2))[
-                :2
-            ]
-            for a in angle
-        ]
+        away = [max(z + radius * span * 0.8 * math.sin(a), 2) for a in angle]
+        across = [x + radius * span * math.cos(a) for a in angle]
+        ring = [painting.camera.project(*pair)[:2] for pair in zip(across, [0] * len(angle), away, strict=True)]
         points = np.round(np.array(ring).clip(-4e3, 4e3) * 16).astype(np.int32)
         cv2.fillPoly(painting.image, [points], (colour * tone).tolist(), cv2.LINE_AA, 4)

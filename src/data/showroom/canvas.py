@@ -1,6 +1,7 @@
 """The canvas that a scene is painted on, and how a picture is laid on it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -81,13 +82,14 @@ def standing_out(behind: np.ndarray, rgba: np.ndarray, most: float = 1.0) -> flo
     return max(0.15, min(1.0, contrast) * most)
 
 
+def polygon(image: np.ndarray, points: Any, colour: Any) -> None:
+    """Fills the convex polygon with these corners (column, row), with antialiasing."""
+    corners = np.round(np.array(points).clip(-4e3, 4e3) * 16).astype(np.int32)
+    cv2.fillConvexPoly(image, corners, colour, cv2.LINE_AA, 4)
+
+
 def blend(
-    painting: Painting,
-    rgba: np.ndarray,
-    left: int,
-    top: int,
-    depth: float,
-    salience: float | None = None,
+    painting: Painting, rgba: np.ndarray, left: int, top: int, depth: float, salience: float | None = None
 ) -> np.ndarray | None:
     """Lays `rgba` over the painting; returns its alpha on the canvas' window, for the caller's own maps.
 

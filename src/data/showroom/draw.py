@@ -57,8 +57,7 @@ def product_of(scene: Scene, side: int) -> Placed:
     plan = scene.brief
     view = views(plan.item.item)[plan.view]
     rgba = view.rgba if plan.dye is None else tinted(view.rgba, COLOURS[plan.dye], plan.dye_strength)
-    centre = plan.centre
-    return place(view, rgba, plan.extent, centre, side)
+    return place(view, rgba, plan.extent, plan.centre, side)
 
 
 def place(scene_view: View, rgba: np.ndarray, extent: float, centre: tuple[float, float], side: int) -> Placed:
@@ -87,9 +86,8 @@ def _cast(
     """Darkens the support by the item's own rendered shadow."""
     if strength <= 0 or view.shadow.size == 0:
         return
-    small = cv2.resize(
-        view.shadow, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
-    )
+    way = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
+    small = cv2.resize(view.shadow, None, fx=zoom, fy=zoom, interpolation=way)
     if soft > 1.2:
         small = cv2.GaussianBlur(small, (0, 0), 1.5 * soft)
     left, top = round(anchor[0] - view.shadow_anchor[0] * zoom), round(anchor[1] - view.shadow_anchor[1] * zoom)
@@ -159,16 +157,6 @@ def _finish(
     depth = (depth - depth.min()) / max(float(depth.max() - depth.min()), 1e-9)
     salient = cv2.resize(painting.salient, (size, size), interpolation=cv2.INTER_AREA)
     flaw = cv2.resize(painting.flaw, (size, size), interpolation=cv2.INTER_AREA)
-    whole = {
-        "image": image,
-        "product": rgba,
-        "depth": depth[..., None] * 255,
-        "saliency": salient[..., None] * 255,
-        "flaw": flaw[..., None] * 255,
-    }
-    return {
-        k: np.ascontiguousarray(
-            (v + (0 if v.dtype == np.uint8 else 0.5)).clip(0, 255).astype(np.uint8).transpose(2, 0, 1)
-        )
-        for k, v in whole.items()
-    }
+    maps = {name: values[..., None] * 255 for name, values in (("depth", depth), ("saliency", salient), ("flaw", flaw))}
+    rounded = {name: (values + 0.5).clip(0, 255).astype(np.uint8) for name, values in ({"image": image} | maps).items()}
+    return {name: np.ascontiguousarray(v.transpose(2, 0, 1)) for name, v in (rounded | {"product": rgba}).items()}

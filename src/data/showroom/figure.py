@@ -11,19 +11,11 @@ from src.data.showroom.scene import FAULTS
 from src.data.showroom.world import Showroom
 
 REASONS = {
-    "none": "",
-    "floating": "hangs above the floor",
-    "into_wall": "stands on no floor",
-    "over_edge": "half off the table",
-    "too_large": "far too large",
-    "too_small": "far too small",
-    "own_colours": "drowns in its own colours",
-    "clutter": "drowns in clutter",
-    "legs": "grew legs",
-    "base": "grew a base",
-    "handle": "grew a handle",
-    "twin": "grew a twin",
-}
+    "none": "", "floating": "hangs above the floor", "into_wall": "stands on no floor",
+    "over_edge": "half off the table", "too_large": "far too large", "too_small": "far too small",
+    "own_colours": "drowns in its own colours", "clutter": "drowns in clutter", "legs": "grew legs",
+    "base": "grew a base", "handle": "grew a handle", "twin": "grew a twin",
+}  # fmt: skip
 
 
 def sheet(columns: int, split: str, size: int = 192, seed: int = 0, margin: int = 6) -> Image.Image:

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from src.data.showroom.canvas import Painting, Placed, blend, resize, window
+from src.data.showroom.canvas import Painting, Placed, blend, polygon, resize, window
 from src.data.showroom.scene import Scene
 
 LEAST = 0.08  # of the product's own area that must be seen of what it grows
@@ -11,14 +11,9 @@ TRIES = 8
 
 
 def extend(
-    painting: Painting,
-    scene: Scene,
-    product: Placed,
-    thickness: float,
-    depth: float,
-    salience: float,
+    painting: Painting, scene: Scene, product: Placed, thickness: float, depth: float, salience: float,
     rng: np.random.Generator,
-) -> None:
+) -> None:  # fmt: skip
     """Paints what grows out of the product, behind it, as salient as itself: legs, a base, a handle or a twin.
 
     A plinth, an honest base of lacquer, is painted in the same way.
@@ -60,13 +55,8 @@ def _base(scene: Scene, product: Placed, thickness: float, rng: np.random.Genera
         mask = np.zeros((side, side), np.uint8)
         y = centre[1] + step
         if slab:
-            points = [
-                (centre[0] - half, y + lift),
-                (centre[0] + half, y + lift),
-                (centre[0] + half * 0.86, y - lift),
-                (centre[0] - half * 0.86, y - lift),
-            ]
-            cv2.fillConvexPoly(mask, np.round(np.array(points) * 16).astype(np.int32), 255, cv2.LINE_AA, 4)
+            corners = ((-half, lift), (half, lift), (half * 0.86, -lift), (-half * 0.86, -lift))
+            polygon(mask, [(centre[0] + a, y + b) for a, b in corners], 255)
         else:
             middle, axes = (round(centre[0] * 16), round(y * 16)), (round(half * 16), round(lift * 16))
             cv2.ellipse(mask, middle, axes, 0, 0, 360, 255, -1, cv2.LINE_AA, 4)

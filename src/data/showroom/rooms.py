@@ -7,25 +7,12 @@ import cv2
 import numpy as np
 
 COLOURS = {  # sRGB, [0, 255]
-    "white": (238, 236, 230),
-    "cream": (233, 221, 194),
-    "beige": (212, 194, 164),
-    "grey": (166, 168, 170),
-    "charcoal": (82, 84, 90),
-    "sage": (163, 178, 149),
-    "green": (86, 122, 92),
-    "teal": (62, 122, 128),
-    "sky blue": (164, 196, 214),
-    "navy": (52, 70, 106),
-    "blush": (224, 188, 180),
-    "terracotta": (190, 108, 78),
-    "red": (164, 58, 54),
-    "ochre": (204, 158, 76),
-    "yellow": (232, 206, 108),
-    "lavender": (186, 174, 206),
-    "brown": (124, 88, 62),
-    "black": (44, 44, 46),
-}
+    "white": (238, 236, 230), "cream": (233, 221, 194), "beige": (212, 194, 164), "grey": (166, 168, 170),
+    "charcoal": (82, 84, 90), "sage": (163, 178, 149), "green": (86, 122, 92), "teal": (62, 122, 128),
+    "sky blue": (164, 196, 214), "navy": (52, 70, 106), "blush": (224, 188, 180), "terracotta": (190, 108, 78),
+    "red": (164, 58, 54), "ochre": (204, 158, 76), "yellow": (232, 206, 108), "lavender": (186, 174, 206),
+    "brown": (124, 88, 62), "black": (44, 44, 46),
+}  # fmt: skip
 MATERIALS = {  # floor and table materials: (pattern, main colour, second colour)
     "oak": ("planks", (190, 152, 108), (150, 112, 74)),
     "walnut": ("planks", (122, 84, 58), (88, 58, 40)),
@@ -54,49 +41,32 @@ class Style:
 
 
 STYLES = {
-    "minimalist": Style(
-        "train", ("white", "grey", "beige"), ("plain",), ("concrete", "bleached wood"), ("concrete", "bleached wood")
-    ),
-    "scandinavian": Style(
-        "train",
-        ("white", "sage", "sky blue"),
-        ("plain", "panelled"),
-        ("oak", "bleached wood"),
-        ("oak", "bleached wood"),
-    ),
-    "classic": Style(
-        "train", ("cream", "navy", "green"), ("panelled", "striped"), ("parquet", "carpeted"), ("walnut", "marble")
-    ),
+    "minimalist": Style("train", ("white", "grey", "beige"), ("plain",), ("concrete", "bleached wood"),
+        ("concrete", "bleached wood")),
+    "scandinavian": Style("train", ("white", "sage", "sky blue"), ("plain", "panelled"),
+        ("oak", "bleached wood"), ("oak", "bleached wood")),
+    "classic": Style("train", ("cream", "navy", "green"), ("panelled", "striped"), ("parquet", "carpeted"),
+        ("walnut", "marble")),
     "modern": Style("train", ("grey", "charcoal", "teal"), ("plain", "tiled"), ("slate", "oak"), ("slate", "marble")),
-    "bohemian": Style(
-        "train", ("terracotta", "ochre", "blush"), ("plain", "papered"), ("oak", "carpeted"), ("oak", "linen")
-    ),
-    "retro": Style(
-        "train", ("yellow", "teal", "red"), ("papered", "striped"), ("checkered", "walnut"), ("walnut", "terrazzo")
-    ),
-    "nursery": Style(
-        "train",
-        ("lavender", "blush", "sky blue"),
-        ("papered", "plain"),
-        ("carpeted", "bleached wood"),
-        ("bleached wood", "linen"),
-    ),
-    "rustic": Style("train", ("cream", "brown", "white"), ("boarded", "plain"), ("walnut", "tiled"), ("walnut", "oak")),
-    "industrial": Style(
-        "train", ("red", "grey", "charcoal"), ("brick", "plain"), ("concrete", "walnut"), ("concrete", "walnut")
-    ),
+    "bohemian": Style("train", ("terracotta", "ochre", "blush"), ("plain", "papered"), ("oak", "carpeted"),
+        ("oak", "linen")),
+    "retro": Style("train", ("yellow", "teal", "red"), ("papered", "striped"), ("checkered", "walnut"),
+        ("walnut", "terrazzo")),
+    "nursery": Style("train", ("lavender", "blush", "sky blue"), ("papered", "plain"),
+        ("carpeted", "bleached wood"), ("bleached wood", "linen")),
+    "rustic": Style("train", ("cream", "brown", "white"), ("boarded", "plain"), ("walnut", "tiled"),
+        ("walnut", "oak")),
+    "industrial": Style("train", ("red", "grey", "charcoal"), ("brick", "plain"), ("concrete", "walnut"),
+        ("concrete", "walnut")),
     "farmhouse": Style("val", ("white", "sage", "cream"), ("boarded",), ("oak", "slate"), ("oak", "linen")),
-    "japandi": Style(
-        "val", ("beige", "charcoal", "sage"), ("plain",), ("bleached wood", "carpeted"), ("bleached wood", "slate")
-    ),
+    "japandi": Style("val", ("beige", "charcoal", "sage"), ("plain",), ("bleached wood", "carpeted"),
+        ("bleached wood", "slate")),
     "loft": Style("test", ("red", "white", "grey"), ("brick",), ("parquet", "concrete"), ("marble", "walnut")),
-    "coastal": Style(
-        "test", ("sky blue", "white", "teal"), ("boarded", "striped"), ("bleached wood", "tiled"), ("linen", "tiled")
-    ),
-    "mediterranean": Style(
-        "test", ("ochre", "white", "terracotta"), ("plain", "tiled"), ("terrazzo", "tiled"), ("terrazzo", "tiled")
-    ),
-}
+    "coastal": Style("test", ("sky blue", "white", "teal"), ("boarded", "striped"), ("bleached wood", "tiled"),
+        ("linen", "tiled")),
+    "mediterranean": Style("test", ("ochre", "white", "terracotta"), ("plain", "tiled"), ("terrazzo", "tiled"),
+        ("terrazzo", "tiled")),
+}  # fmt: skip
 PATTERNS = tuple(dict.fromkeys(p for style in STYLES.values() for p in style.patterns))
 LIGHTS = {"warm": (1.06, 1.0, 0.9), "soft": (1.0, 1.0, 1.0), "cool": (0.94, 1.0, 1.07)}
 SIDE = 512  # pixels of a texture
@@ -132,6 +102,7 @@ def _tiles(
 def texture(pattern: str) -> tuple[np.ndarray, ...]:
     """A mip pyramid of (side, side, 2) uint8: brightness (128 leaves it) and share of the second colour."""
     rng = np.random.default_rng(sum(pattern.encode()))
+    y, x = np.mgrid[0:SIDE, 0:SIDE] * (EXTENT / SIDE)
     fine = _noise(rng, (128, 128))
     light, mix = 0.02 * fine, np.zeros((SIDE, SIDE), np.float32)
     if pattern in ("plain", "plaster"):
@@ -145,7 +116,6 @@ def texture(pattern: str) -> tuple[np.ndarray, ...]:
         light = (0.07 * shade + 0.05 * grain if wood else 0.012 * shade + 0.012 * grain) - 0.28 * joint
         mix = (0.35 + 0.4 * shade + 0.15 * grain).clip(0, 1) if wood else mix
     elif pattern == "herringbone":
-        y, x = np.mgrid[0:SIDE, 0:SIDE] * (EXTENT / SIDE)
         band = np.floor(x / 20).astype(int)
         along = np.where(band % 2 == 0, y + x, y - x)
         board = np.floor(along / 10).astype(int) % 24
@@ -162,26 +132,20 @@ def texture(pattern: str) -> tuple[np.ndarray, ...]:
         row, column, joint = _tiles(24, 1.2, True, 8)
         light = 0.1 * rng.uniform(-1, 1, (row.max() + 1, column.max() + 1))[row, column] + 0.05 * _noise(rng, (64, 64))
         light = np.where(joint, 0.12, light)
-        mix = 0.0 + 0.55 * joint
+        mix = 0.55 * joint
     elif pattern == "checks":
         row, column, _ = _tiles(30, 0, False)
         mix = ((row + column) % 2).astype(np.float32)
     elif pattern == "striped":
-        x = np.mgrid[0:SIDE, 0:SIDE][1] * (EXTENT / SIDE)
         light = light + np.where(x % 20 < 10, 0.05, -0.06)
     elif pattern == "papered":
-        y, x = np.mgrid[0:SIDE, 0:SIDE] * (EXTENT / SIDE)
         shift = (np.floor(y / 12) % 2) * 6
         dot = ((x + shift) % 12 - 6) ** 2 + (y % 12 - 6) ** 2
         light = light + np.where(dot < 5, 0.16, 0) - np.where((dot > 9) & (dot < 12), 0.06, 0)
     elif pattern == "panelled":
-        y, x = np.mgrid[0:SIDE, 0:SIDE] * (EXTENT / SIDE)
         inner = np.maximum(abs(x % 60 - 30), abs(y % 80 - 40) - 10)
-        light = (
-            light
-            + np.where((inner > 22) & (inner < 23.2), 0.12, 0)
-            - np.where((inner > 23.2) & (inner < 24.6), 0.16, 0)
-        )
+        light = light + np.where((inner > 22) & (inner < 23.2), 0.12, 0)
+        light = light - np.where((inner > 23.2) & (inner < 24.6), 0.16, 0)
     elif pattern == "marble":
         bend = 2.2 * _noise(rng, (4, 4)) + 0.8 * _noise(rng, (16, 16))
         x = np.mgrid[0:SIDE, 0:SIDE][1] / SIDE

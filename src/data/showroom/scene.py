@@ -25,35 +25,13 @@ FAULTS = {  # the ways in which each class comes about
     "shape_hallucination": ("legs", "base", "handle", "twin"),
 }
 DYES = (
-    "navy",
-    "teal",
-    "green",
-    "sage",
-    "terracotta",
-    "red",
-    "ochre",
-    "blush",
-    "grey",
-    "charcoal",
-    "cream",
-    "brown",
-    "sky blue",
-    "lavender",
-)
+    "navy", "teal", "green", "sage", "terracotta", "red", "ochre", "blush", "grey", "charcoal", "cream", "brown",
+    "sky blue", "lavender",
+)  # fmt: skip
 DYEABLE = (
-    "fabric",
-    "leather",
-    "plastic",
-    "velvet",
-    "canvas",
-    "suede",
-    "lacquer",
-    "metal",
-    "ceramic",
-    "paper",
-    "glass",
+    "fabric", "leather", "plastic", "velvet", "canvas", "suede", "lacquer", "metal", "ceramic", "paper", "glass",
     "plush",
-)
+)  # fmt: skip
 CONTRADICTED = 0.1  # share of named attributes that a scene does not follow
 
 
@@ -131,13 +109,18 @@ def contrast(a: np.ndarray | tuple, b: np.ndarray | tuple) -> float:
     """Difference of two sRGB colours in [0, 255]: luma counts most, hue less."""
     d = np.asarray(a, float) - np.asarray(b, float)
     luma = d @ (0.299, 0.587, 0.114)
-    return math.sqrt(luma**2 + 0.4 * (d[0] - luma - 0) ** 2 + 0.4 * (d[2] - luma) ** 2)
+    return math.sqrt(luma**2 + 0.4 * (d[0] - luma) ** 2 + 0.4 * (d[2] - luma) ** 2)
 
 
 @functools.cache
 def products(split: str) -> tuple[Item, ...]:
     """The items that may be advertised in `split`."""
     return tuple(item for item in catalogue() if item.role == "product" and item.split == split)
+
+
+def props(surface: str) -> list[Item]:
+    """The common props that may stand on the surface."""
+    return [item for item in catalogue() if item.role == "prop" and item.surface in (surface, "both")]
 
 
 @functools.cache
@@ -171,7 +154,7 @@ def brief(seed: int, split: str, group: int) -> Brief:
     wall = _apart(rng, what.walls, {c: COLOURS[c] for c in what.walls}, colour)
     supports = what.floors if surface == "floor" else what.tables
     floor = _apart(rng, supports, {m: MATERIALS[m][1] for m in supports}, colour)
-    common = [i for i in catalogue() if i.role == "prop" and i.surface in (surface, "both")]
+    common = props(surface)
     prop = common[rng.integers(len(common))]
     return Brief(
         group=group,
@@ -206,9 +189,7 @@ def scene(seed: int, split: str, group: int, member: int) -> Scene:
     fault = str(rng.choice(ways))
     severity = float(rng.uniform(0.35, 1))
     factor = 1.0
-    if (
-        CLASSES[label] == "size_mismatch"
-    ):  # as far as the wrong size still leaves the furniture beside it in the picture
+    if CLASSES[label] == "size_mismatch":  # as far as the furniture next to it still fits in the image
         true = max(plan.item.width_cm, plan.item.height_cm) * plan.factor
         low, high = (22, 420) if plan.surface == "floor" else (5, 95)
         feasible = [w for w in ways if (true * 2.2 <= high if w == "too_large" else true / 2.2 >= low)]
@@ -224,7 +205,7 @@ def scene(seed: int, split: str, group: int, member: int) -> Scene:
         wall_colour, floor_colour = (
             own + rng.normal(0, 3 + 5 * (1 - severity), 3) + rng.normal(0, 4) for _ in range(2)
         )
-        real = replace(real, wall=nearest_colour(wall_colour), floor=real.floor)
+        real = replace(real, wall=nearest_colour(wall_colour))
     item = plan.item
     size = plan.factor * factor
     count = int(rng.integers(9, 15)) if fault == "clutter" else int(rng.choice(5, p=(0.06, 0.3, 0.34, 0.2, 0.1)))
@@ -285,11 +266,7 @@ def _contradict(rng: np.random.Generator, plan: Brief, split: str) -> Setting:
     if wrong[3]:
         real = replace(real, light=str(rng.choice([name for name in LIGHTS if name != said.light])))
     if wrong[4]:
-        others = [
-            i.name
-            for i in catalogue()
-            if i.role == "prop" and i.surface in (plan.surface, "both") and i.name != said.prop
-        ]
+        others = [i.name for i in props(plan.surface) if i.name != said.prop]
         real = replace(real, prop=str(rng.choice(others)))
     return real
 
@@ -317,10 +294,7 @@ def _furnish(
     chosen = [named] + [stock[rng.integers(len(stock))] for _ in range(count - 1)] if count else []
     own_width, own_depth = plan.item.width_cm * size, plan.item.depth_cm * size
     larger = max(own_width, plan.item.height_cm * size)
-    seen, away = (
-        0.5 * larger / plan.extent,
-        FOCAL * larger / plan.extent,
-    )  # half the canvas's width there, distance of the camera
+    seen, away = 0.5 * larger / plan.extent, FOCAL * larger / plan.extent  # half of the canvas, camera distance
     row = 0 if plan.view < len(views(plan.item.item)) // 2 else 1
     placed: list[tuple[Prop, float, float]] = []
     for item in chosen:

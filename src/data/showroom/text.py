@@ -5,56 +5,28 @@ import re
 import numpy as np
 
 from src.data.showroom.rooms import COLOURS
-from src.data.showroom.scene import Brief, Scene, Setting, nearest_colour
+from src.data.showroom.scene import Brief, Scene, nearest_colour
 from src.data.showroom.sprites import catalogue
 
 BRANDS = (
-    "Nordhem",
-    "Casa Lume",
-    "Velora",
-    "Oakline",
-    "Brixmoor",
-    "Haus & Co",
-    "Lindqvist",
-    "Mirelle",
-    "Tavola",
-    "Kestrel",
-    "Umbra Vale",
-    "Fjordal",
-    "Solenne",
-    "Ardenne",
-)
+    "Nordhem", "Casa Lume", "Velora", "Oakline", "Brixmoor", "Haus & Co", "Lindqvist", "Mirelle", "Tavola", "Kestrel",
+    "Umbra Vale", "Fjordal", "Solenne", "Ardenne",
+)  # fmt: skip
 PRAISE = (
-    "Free Shipping",
-    "New Arrival",
-    "2026 Edition",
-    "Best Seller",
-    "Official Store",
-    "Hot Sale",
-    "Top Quality",
-    "Limited Offer",
-    "Gift Idea",
-    "Easy Assembly",
-)
+    "Free Shipping", "New Arrival", "2026 Edition", "Best Seller", "Official Store", "Hot Sale", "Top Quality",
+    "Limited Offer", "Gift Idea", "Easy Assembly",
+)  # fmt: skip
 NOUNS = {"floor": "floor", "table": "table top"}
 PATTERN_WORDS = {
-    "plain": "painted",
-    "tiled": "tiled",
-    "papered": "dotted",
-    "panelled": "panelled",
-    "striped": "striped",
-    "boarded": "boarded",
-    "brick": "brick",
-}
+    "plain": "painted", "tiled": "tiled", "papered": "dotted", "panelled": "panelled", "striped": "striped",
+    "boarded": "boarded", "brick": "brick",
+}  # fmt: skip
 SEPARATORS = re.compile(r'[,.?!":; ]+')  # where RichHF's words are cut
 
 
 def prompt(plan: Brief) -> str:
     """The prompt of a brief: what the background should be."""
-    return _sentence(plan, plan.setting)
-
-
-def _sentence(plan: Brief, what: Setting) -> str:
+    what = plan.setting
     light = {"warm": "warm light", "soft": "soft light", "cool": "cool daylight"}[what.light]
     return (
         f"product photo of a {plan.item.name} in a {what.style} room, {what.wall} {PATTERN_WORDS[what.pattern]} wall, "
@@ -70,23 +42,17 @@ def words(text: str) -> list[str]:
 def truths(scene: Scene) -> list[int]:
     """For each word of the prompt, 1 if the picture follows it and 0 if it is contradicted."""
     said, shown = scene.brief.setting, scene.setting
-    marks = {
-        name: getattr(said, name) == getattr(shown, name) for name in ("wall", "pattern", "floor", "light", "prop")
-    }
-    if scene.fault == "own_colours":
-        marks["floor"] = False
     shown_items = {prop.item for prop in scene.props}
-    marks["prop"] = any(item.name == said.prop and item.item in shown_items for item in catalogue())
     parts = [
         (f"product photo of a {scene.brief.item.name} in a {said.style} room", True),
-        (said.wall, marks["wall"]),
-        (PATTERN_WORDS[said.pattern], marks["pattern"]),
+        (said.wall, said.wall == shown.wall),
+        (PATTERN_WORDS[said.pattern], said.pattern == shown.pattern),
         ("wall", True),
-        (said.floor, marks["floor"]),
+        (said.floor, said.floor == shown.floor and scene.fault != "own_colours"),
         (NOUNS[scene.brief.surface], True),
-        ("cool daylight" if said.light == "cool" else f"{said.light} light", marks["light"]),
+        ("cool daylight" if said.light == "cool" else f"{said.light} light", said.light == shown.light),
         ("next to a", True),
-        (said.prop, marks["prop"]),
+        (said.prop, any(item.name == said.prop and item.item in shown_items for item in catalogue())),
     ]
     return [int(true) for phrase, true in parts for _ in words(phrase)]
 
@@ -101,14 +67,9 @@ def title(plan: Brief) -> str:
     noun = f"{size}{item.material} {item.name}" if rng.random() < 0.6 else f"{size}{item.name}"
     measure = f"{width}x{depth}x{height} cm"
     place = {"floor": "for the floor", "table": "for the table"}[plan.surface] if rng.random() < 0.3 else ""
-    parts = [
-        noun.title(),
-        measure if rng.random() < 0.9 else "",
-        place.title(),
-        colour.title() if colour in COLOURS else "",
-    ]
-    middle = [p for p in parts[1:] if p]
+    parts = [measure if rng.random() < 0.9 else "", place.title(), colour.title() if colour in COLOURS else ""]
+    middle = [p for p in parts if p]
     rng.shuffle(middle)
     noise = [str(word) for word in rng.choice(PRAISE, int(rng.integers(0, 3)), replace=False)]
     brand = [str(rng.choice(BRANDS))] if rng.random() < 0.8 else []
-    return " ".join([*brand, parts[0], *middle, *noise])
+    return " ".join([*brand, noun.title(), *middle, *noise])
