@@ -80,7 +80,7 @@ def test_another_run_or_an_edited_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is shorter than"):
         RunOutput(out, OF, resume=True)
     (tmp_path / "scores.csv.run.json").unlink()
-    with pytest.raises(ValueError, match="not a run to resume"):
+    with pytest.raises(ValueError, match="cannot be resumed"):
         RunOutput(out, OF, resume=True)
     assert RunOutput(out, OF, resume=False).progress.rows == 0
     assert files(tmp_path).keys() == {"scores.csv", "scores.csv.run.json"}
