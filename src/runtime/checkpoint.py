@@ -1,12 +1,12 @@
-"""Checkpoint folders: weights (safetensors), configuration, metrics and a model card; no pickle, nothing outside.
+"""Checkpoint folders: weights (safetensors), configuration, metrics and a model card; self-contained, without pickle.
 
     model.safetensors   the state dict of `system.net`
-    config.yaml         model: {_target_: src...., arguments}; a value that begins with ./ is a path in the folder
+    config.yaml         model: {_target_: src...., arguments}; values that begin with ./ are paths in the folder
     metrics.json        {"test/...": number}
-    README.md           the card, generated
+    README.md           the generated model card
 
-and what the system's `assets` adds, such as a tokenizer. A system with `own_layout` writes its weights in
-another library's layout instead of model.safetensors; what its `assets` returns makes its arguments read them there.
+and the files written by `assets` of the system, such as a tokenizer. A system with `own_layout` writes its weights in
+the layout of another library instead of model.safetensors; the arguments returned by `assets` load them.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def located(name: str | Path) -> Path:
-    """`name` as it is; or in the project's folder, if only that is there: the YAMLs name shipped folders that way."""
+    """The path `name`, or that path in the project folder if only this exists, as for shipped checkpoints."""
     return ROOT / name if not Path(name).exists() and (ROOT / name).exists() else Path(name)
 
 
@@ -61,15 +61,15 @@ def save(
     about: Mapping[str, str],
     dtype: str = "float32",
 ) -> None:
-    """Writes the checkpoint folder of `system`; the metrics come last, so that a folder with metrics is complete.
+    """Writes the checkpoint folder of `system`; metrics are written last, so that a folder with metrics is complete.
 
     Args:
         model_config: the plain `{_target_: ..., arguments}` that builds the system.
-        metrics: name to number, such as {"test/availability_f1": 0.88}.
-        about: the card's texts, one for each of `ABOUT`; `data` says whether it is synthetic.
-        dtype: "float32", or "float16": half the size; loading casts back.
+        metrics: values by name, such as {"test/availability_f1": 0.88}.
+        about: texts of the model card, one for each of `ABOUT`; `data` states whether the data are synthetic.
+        dtype: type of the saved weights, "float32" or "float16"; loading casts to float32.
 
-    Raises ValueError if `about` lacks a text, or a weight is not finite or does not fit float16.
+    Raises ValueError if a text is missing, or a weight is not finite or overflows float16.
     """
     if missing := [part for part in ABOUT if not about.get(part)]:
         raise ValueError(f"{folder}: the model card lacks {', '.join(missing)}.")
@@ -96,11 +96,9 @@ def save(
 
 
 def round_weights(net: nn.Module, dtype: str) -> None:
-    """Rounds the weights in place to what a folder of this dtype holds, so that they are measured as they ship.
+    """Rounds the weights in place to `dtype`, so that they are tested as they are saved.
 
-    Adapters, which a folder holds merged, are rounded apart from the weights that they are added to.
-
-    Raises ValueError if one is not finite or does not fit float16.
+    Adapters are rounded before they are merged. Raises ValueError if a weight is not finite or overflows float16.
     """
     with torch.no_grad():
         for name, weight in (*net.named_parameters(), *net.named_buffers()):
@@ -109,9 +107,9 @@ def round_weights(net: nn.Module, dtype: str) -> None:
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> System:
-    """The system of a checkpoint folder, in eval mode on `device`; the global random state is left as it was.
+    """The system of a checkpoint folder, in eval mode on `device`; the global random state does not change.
 
-    Raises ValueError naming folder and file if a file is missing, truncated or unreadable, or the weights do not fit.
+    Raises ValueError naming the file if it is missing, truncated or unreadable, or the weights do not match.
     """
     folder = located(folder)
     node = model_config(folder)
@@ -133,7 +131,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> System:
 
 
 def model_config(folder: str | Path) -> dict[str, Any]:
-    """The plain `{_target_: ..., arguments}` of a checkpoint folder, paths within the folder made whole."""
+    """The plain `{_target_: ..., arguments}` of a checkpoint folder, with resolved paths."""
     folder = located(folder)
     file = folder / CONFIG
     _exists(file)
@@ -148,7 +146,7 @@ def model_config(folder: str | Path) -> dict[str, Any]:
 
 
 def load_weights(net: nn.Module, folder: str | Path) -> None:
-    """Fills `net` with a checkpoint folder's weights, cast to the net's own types; every key and shape must fit."""
+    """Loads the weights of a checkpoint folder into `net`, cast to its types; all keys and shapes must match."""
     file = located(folder) / WEIGHTS
     state, own = read_weights(file), net.state_dict()
     problems = [
@@ -170,7 +168,7 @@ def load_weights(net: nn.Module, folder: str | Path) -> None:
 
 
 def read_weights(file: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a foreign .pt or .pth file that holds nothing but plain containers."""
+    """The tensors of a .safetensors file, or of a foreign .pt or .pth file (`weights_only=True`)."""
     file = Path(file)
     _exists(file)
     try:
@@ -179,7 +177,7 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
         return torch.load(file, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise ValueError(f"{file} is truncated or not a safetensors file: {error}") from None
-    except Exception as error:  # torch.load has no one error for a torn, foreign or unsafe file
+    except Exception as error:  # torch.load raises many kinds of errors
         raise ValueError(f"{file} cannot be read as plain weights: {str(error).splitlines()[0]}") from None
 
 
@@ -236,7 +234,7 @@ Time: {about["time"]}. Machine: {about["machine"]}.
 
 
 def licence_of(folder: str | Path) -> str:
-    """The licence that the card in a folder names; of weights without one: that it is theirs, whatever that is."""
+    """The license in the model card of a folder, or a reference to the original weights if there is none."""
     file = located(folder) / CARD
     told = re.search(r"^license: *(\S+)$", file.read_text(encoding="utf-8"), re.M) if file.is_file() else None
     if told and told[1] != "other":
@@ -245,7 +243,7 @@ def licence_of(folder: str | Path) -> str:
 
 
 def fingerprint(net: nn.Module, without: Container[str] = ()) -> str:
-    """A hash of the names and values of a net's weights, wherever they lie, but for those of the names `without`."""
+    """A hash of the names and values of all weights except `without`, independent of their device."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted((name, tensor) for name, tensor in net.state_dict().items() if name not in without):
         digest.update(name.encode())

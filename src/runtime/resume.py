@@ -1,5 +1,8 @@
-"""What makes a killed run end in the very weights of an unbroken one: a clean moment to save, an atomic write, and
-random numbers that depend on the step alone. (The order of the data is `src.data.samplers.TrainBatches`'s part.)"""
+"""Resuming: a killed and resumed run ends with the same weights as an uninterrupted one.
+
+States are saved between steps and written atomically; random numbers depend on the step only. The order of the data is
+restored by `src.data.samplers.TrainBatches`.
+"""
 
 import os
 import time
@@ -17,15 +20,15 @@ from omegaconf import OmegaConf
 
 from src.runtime.files import atomic
 
-# May change on resuming: the result does not depend on them.
+# May change when a run resumes, because the result does not depend on them.
 FREE = ("data.num_workers", "data.source.cache", "data.cache", "data.root", "data.quarantine", "data.verify")
-# Of the trainer's arguments, those that must not change: which batches a step sees, what it does with them, and the
-# length, from which the learning rate of every step is reckoned.
+# Arguments of the trainer that must not change, because they determine the batches of a step, the step itself, or the
+# length of the run and thus the learning rate.
 KEPT = ("precision", "accumulate_grad_batches", "limit_train_batches", "gradient_clip_val", "max_steps", "max_epochs")
 
 
 def open_run(out: Path, config: dict[str, Any]) -> Path | None:
-    """The checkpoint to go on from, None to begin; writes `out/config.yaml`."""
+    """The state to resume from, or None for a new run; writes `out/config.yaml`."""
     file, last = out / "config.yaml", out / "last.ckpt"
     if rank_zero_only.rank == 0:
         trained = out.is_dir() and bool({entry.name for entry in out.iterdir()} - {file.name, "logs", ".lock"})
@@ -43,7 +46,7 @@ def open_run(out: Path, config: dict[str, Any]) -> Path | None:
 
 
 def flat(config: Mapping, prefix: str = "") -> dict[str, Any]:
-    """Dotted keys and values of a configuration, without those that may always change."""
+    """Dotted keys and values of a configuration, without keys that may change."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
@@ -52,20 +55,20 @@ def flat(config: Mapping, prefix: str = "") -> dict[str, Any]:
 
 
 def same_run(config: Any) -> dict[str, Any]:
-    """What must not change on resuming, as dotted keys and values."""
+    """Dotted keys and values that must not change when a run resumes."""
     kept = {f"trainer.{name}" for name in KEPT}
     parts = ("model.", "data.", "seed")
     return {name: value for name, value in flat(config).items() if name in kept or name.startswith(parts)}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The keys that have another value, with both, None where there is none; empty: there are no such keys."""
+    """The keys whose values differ, with both values; empty if there are none."""
     names = sorted(old.keys() | new.keys())
     return ", ".join(f"{k} ({old.get(k)} -> {new.get(k)})" for k in names if old.get(k) != new.get(k))
 
 
 def batches_trained(trainer: L.Trainer) -> int:
-    """The number of training batches done, over all epochs and resumptions, in this process."""
+    """The number of training batches so far in this process, over all epochs, including before resuming."""
     total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
     return total.processed
 
@@ -144,9 +147,9 @@ class LastCheckpoint(Callback):
 
 
 class StepSeed(Callback):
-    """Seeds torch, on all devices, from (seed, batch, rank) before every training batch.
+    """Seeds torch on all devices with (seed, batch, rank) before every training batch.
 
-    The batch counts through all epochs, so accumulated batches differ too.
+    Batches are counted over all epochs, so accumulated batches have different seeds.
     """
 
     def __init__(self, seed: int):
@@ -158,17 +161,16 @@ class StepSeed(Callback):
 
 
 class AtomicIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, written beside the old one and then renamed over it.
+    """Writes Lightning's checkpoint files atomically.
 
-    Lightning's own writer goes through the temporary folder, from where a move to another disk is a copy that a kill
-    leaves torn.
+    Lightning writes to the temporary folder first; moving the file to another disk is a copy, which can be interrupted.
     """
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Raises ValueError for a file that cannot be read."""
         try:
             return super().load_checkpoint(path, *args, **kwargs)
-        except Exception as error:  # torch.load has no one error for a torn or foreign file
+        except Exception as error:  # torch.load raises many kinds of errors
             raise ValueError(
                 f"{path} is torn or no training state ({str(error).splitlines()[0]}); put a whole copy in its place, "
                 "or begin anew in another out=FOLDER."

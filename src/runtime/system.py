@@ -1,4 +1,4 @@
-"""The base class of every model: what `fit`, `evaluate`, checkpoint folders and the data module know of one."""
+"""The base class of all models, used by `fit`, `evaluate`, checkpoint folders and the data module."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -12,30 +12,30 @@ from src.runtime.schedules import adamw
 
 
 class System(L.LightningModule, ABC):
-    """A model with its loss, its metrics and what it writes.
+    """A model with its loss, metrics and output files.
 
-    A subclass sets `fields`, `net` and the optimizer's `lr`, `weight_decay` and `warmup`, and writes `training_step`
-    and `evaluation_step`. Training data are batches (`src/data/batch.py`); `net` alone is stored in checkpoint folders.
+    A subclass sets `fields`, `net`, `lr`, `weight_decay` and `warmup`, and implements `training_step` and
+    `evaluation_step` for batches (`src/data/batch.py`). Checkpoint folders contain only the weights of `net`.
     """
 
-    fields: frozenset[str]  # of the batch that it reads
-    targets: frozenset[str] = frozenset()  # those that it learns or is measured by: the data must have them themselves
-    classes: tuple[str, ...] = ()  # names of its labels, which must be the data's; none: it has no labels
-    monitor: tuple[str, str] | None = None  # metric that names the best state, and "min" or "max"
-    card: Mapping[str, str] = {}  # texts of the model card, by the names in `src.runtime.checkpoint.ABOUT`
-    own_layout = False  # True: `save_weights` writes another library's files, which the constructor reads
+    fields: frozenset[str]  # batch fields it reads
+    targets: frozenset[str] = frozenset()  # fields it is trained or evaluated on, which the data set must provide
+    classes: tuple[str, ...] = ()  # names of its labels, which must equal those of the data set; empty: no labels
+    monitor: tuple[str, str] | None = None  # metric that selects the best weights, and "min" or "max"
+    card: Mapping[str, str] = {}  # texts of the model card by name (`ABOUT`)
+    own_layout = False  # True: `save_weights` writes the layout of another library, which the constructor reads
     net: Any  # an nn.Module
-    lr: float  # peak of the learning rate
+    lr: float  # peak learning rate
     weight_decay: float
-    warmup: float  # share of the steps until the peak
+    warmup: float  # share of the steps
     schedule = "cosine"  # see `src.runtime.schedules.pace`
 
     @abstractmethod
     def evaluation_step(self, batch: dict[str, Any], split: str) -> None:
-        """Logs or gathers the metrics of a batch of `split`, "val" or "test", as `<split>/<name>`."""
+        """Logs or accumulates the metrics of a batch of `split`, "val" or "test", as `<split>/<name>`."""
 
     def evaluation_end(self, split: str) -> None:
-        """Logs the metrics that were gathered over an epoch of `split`."""
+        """Logs the metrics that were accumulated over an epoch of `split`."""
 
     def validation_step(self, batch: dict[str, Any]) -> None:
         self.evaluation_step(batch, "val")
@@ -53,14 +53,14 @@ class System(L.LightningModule, ABC):
         return adamw(self, self.lr, self.weight_decay, self.warmup, self.schedule)
 
     def calibrate(self, batches: Iterable[dict[str, Any]]) -> None:
-        """Sets what training does not, such as a temperature, by validation batches; in eval mode, after training."""
+        """Calibrates the model on validation batches after training, for example a temperature; in eval mode."""
 
     def report(self, data: Any, folder: Path) -> list[Path]:
-        """Draws figures of the test split of an `AdData` into `folder`; gives the files."""
+        """Draws figures of the test split of an `AdData` in `folder`; returns the files."""
         return []
 
     def assets(self, folder: Path) -> dict[str, Any]:
-        """Writes what a checkpoint folder needs besides weights; gives the arguments that differ from the run's."""
+        """Writes the files of a checkpoint folder besides weights; returns the arguments that differ from the run."""
         return {}
 
     def save_weights(self, folder: Path, dtype: torch.dtype) -> None:

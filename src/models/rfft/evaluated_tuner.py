@@ -20,9 +20,9 @@ SHOWN = 16  # products in a sheet
 
 
 class EvaluatedTuner(Tuner):
-    """A tuner whose generated images are measured by an evaluator and the reward; the noise is the same every time.
+    """A tuner whose generated images are measured by an evaluator and the reward, always with the same noise.
 
-    Validation measures the current generator, the test also the one before training (names with `before_`).
+    Validation measures the current generator, the test also the generator before training (names with `before_`).
 
     Args:
         evaluator: measures the images generated for validation and test products; reward: its mean is logged too.
@@ -49,7 +49,7 @@ class EvaluatedTuner(Tuner):
         self.tuned = True
 
     def _measure(self, split: str, batch: Batch) -> None:
-        """Logs the evaluator's measures of images whose noise is the same every time; keeps the first images."""
+        """Logs the measures of the evaluator; keeps the first images."""
         with self.trainable.low_precision():
             measures, images = self.evaluator(self.net, batch, self.reward)
         prefix = split if split.endswith("_") else f"{split}/"
@@ -67,7 +67,7 @@ class EvaluatedTuner(Tuner):
         shown += list(zip(images[0].cpu(), batch["prompt"], strict=True))[: SHOWN - len(shown)]
 
     def evaluation_end(self, split: str) -> None:
-        """After a validation, draws `pictures/step-N.png`: the same products, prompts and noise every time."""
+        """After validation, draws `pictures/step-N.png`, always with the same products, prompts and noise."""
         if split != "val" or not self.shown.get("val"):  # or this process has no row
             return
         images, prompts = zip(*self.shown.pop("val"), strict=True)
@@ -78,9 +78,9 @@ class EvaluatedTuner(Tuner):
             self.logger.experiment.add_images("val/pictures", torch.stack(images), step)
 
     def report(self, data: Any, folder: Path) -> list[Path]:
-        """Draws `before_after.png`: the same products, prompts and noise, not chosen. Writes `measures.csv`.
+        """Draws `before_after.png`: the same products, prompts and noise, not selected. Writes `measures.csv`.
 
-        That has a row for every test record of this process; a cell is "nan" where a prompt names no attribute.
+        It has one row per test record of this process; a cell is "nan" if the prompt names no attribute.
         """
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "measures.csv").open("w", encoding="utf-8", newline="") as file:
