@@ -75,13 +75,13 @@ def measured(words: Sequence[str]) -> dict[str, float] | None:
     if not file.is_file():
         return None
     old: Any = OmegaConf.to_container(OmegaConf.load(out / "config.yaml"))
-    old, new = ({k: v for k, v in flat(told).items() if k not in UNSEEN} for told in (old, config))
+    old, new = ({k: v for k, v in flat(c).items() if k not in UNSEEN} for c in (old, config))
     if changed := differences(old, new):
         raise ValueError(f"{out} contains a run with another {changed}; choose another runs=FOLDER.")
-    told = json.loads(file.read_text(encoding="utf-8"))
-    if odd := [name for name, value in told.items() if value is None]:
+    metrics = json.loads(file.read_text(encoding="utf-8"))
+    if odd := [name for name, value in metrics.items() if value is None]:
         raise ValueError(f"{file}: {', '.join(odd)} is not finite: did the training diverge?")
-    return told
+    return metrics
 
 
 def logged(run: Path) -> dict[str, float]:
@@ -142,10 +142,10 @@ def summary(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
 
 def table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """A Markdown table: the generator before tuning, then each way."""
-    names = [name for name in (*MEASURES, "gradient_cosine") if any(name in told for told in found.values())]
+    names = [name for name in (*MEASURES, "gradient_cosine") if any(name in values for values in found.values())]
 
-    def line(title: str, told: Mapping[str, Mapping[str, Any]], when: str) -> str:
-        figures = [told.get(when + name, {}) for name in names]
+    def line(title: str, values: Mapping[str, Mapping[str, Any]], when: str) -> str:
+        figures = [values.get(when + name, {}) for name in names]
         cells = [" +- ".join(f"{figure[key]:.3f}" for key in ("mean", "sd") if key in figure) for figure in figures]
         limits = [
             "({:.3f} to {:.3f})".format(*figure["interval"]) if "interval" in figure else "" for figure in figures
@@ -155,7 +155,7 @@ def table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
 
     head = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     first = next(iter(found.values()))
-    return "\n".join([*head, line("before", first, "before_"), *(line(way, told, "") for way, told in found.items())])
+    return "\n".join([*head, line("before", first, "before_"), *(line(way, values, "") for way, values in found.items())])
 
 
 def draw(found: Mapping[str, Mapping[str, Mapping[str, float]]], file: Path) -> None:
@@ -163,9 +163,9 @@ def draw(found: Mapping[str, Mapping[str, Mapping[str, float]]], file: Path) -> 
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     for axis, name in zip(figure.subplots(1, 2), ("diversity", "attribute_accuracy"), strict=True):
         before = next(iter(found.values()))
-        points = {"before": (before, "before_"), **{way: (told, "") for way, told in found.items()}}
-        for way, (told, when) in points.items():
-            x, y = told[f"{when}{name}"], told[f"{when}availability"]
+        points = {"before": (before, "before_"), **{way: (values, "") for way, values in found.items()}}
+        for way, (values, when) in points.items():
+            x, y = values[f"{when}{name}"], values[f"{when}availability"]
             axis.errorbar(x["mean"], y["mean"], xerr=x.get("sd"), yerr=y.get("sd"), fmt="o", capsize=2, label=way)
         axis.set(xlabel=f"{name.replace('_', ' ')} (reader)", ylabel="availability (judge)", ylim=(0, 1.02))
         axis.grid(alpha=0.3)

@@ -240,12 +240,12 @@ def alone(way: str, words: str) -> None:
         sys.exit(OUT_OF_MEMORY)
 
 
-def line(told: dict[str, Any], first: dict[str, Any]) -> str:
+def line(cost: dict[str, Any], first: dict[str, Any]) -> str:
     """The cost of a method, relative to the first method if that has one."""
     beside = first["seconds"] is not None
     cells = (("seconds", "8.3f", "s per gradient sample"), ("MiB", "8.0f", "MiB"))
     return "  ".join(
-        f"{told[name]:{form}} {unit}" + (f" ({told[name] / first[name]:.2f})" if beside else "")
+        f"{cost[name]:{form}} {unit}" + (f" ({cost[name] / first[name]:.2f})" if beside else "")
         for name, form, unit in cells
     )
 

@@ -38,7 +38,7 @@ def compose(entry: str, words: list[str], root: Path = CONF) -> DictConfig:
     Raises ConfigError naming the most similar keys or choices for an unknown one, or the missing values.
     """
     config = _compose(entry, words, root)
-    with _told():
+    with _one_line_errors():
         missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ConfigError(f"needs {' '.join(f'{key}=...' for key in missing)}")
@@ -129,7 +129,7 @@ def _read(root: Path, group: str, name: str | None) -> _File:
     if name not in _choices(root, group):
         raise ConfigError(f"{group}={name}: no such choice; {nearest(name, _choices(root, group))}")
     path = root / group / f"{name}.yaml"
-    with _told(str(path)):
+    with _one_line_errors(str(path)):
         body: Any = OmegaConf.to_container(OmegaConf.load(path))
     if not isinstance(body, dict):
         raise ConfigError(f"{path}: the file must be a mapping")
@@ -189,7 +189,7 @@ def _parse(word: str, text: str) -> Any:
     """The value of a word as YAML. Paths, and `a: b` without braces, stay strings."""
     if word.partition("=")[0].rpartition(".")[2] in PATHS and text not in ("", "null"):
         return text
-    with _told(word):
+    with _one_line_errors(word):
         value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore
     return text if isinstance(value, dict) and not text.lstrip().startswith("{") else value
 
@@ -228,12 +228,12 @@ def _show(value: Any) -> str:
 
 def plain(node: DictConfig | ListConfig) -> Any:
     """The node as dicts, lists and values, with resolved interpolations."""
-    with _told():
+    with _one_line_errors():
         return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
 
 
 @contextmanager
-def _told(where: str = "") -> Iterator[None]:
+def _one_line_errors(where: str = "") -> Iterator[None]:
     """Turns errors of OmegaConf and YAML into a ConfigError with one line."""
     try:
         yield

@@ -130,13 +130,13 @@ def summary(rows: list[dict[str, Any]], num_steps: int) -> dict[str, Any]:
     }
 
 
-def lines(told: dict[str, Any]) -> list[str]:
+def lines(stats: dict[str, Any]) -> list[str]:
     """A summary as lines to print."""
-    found = [f"{told['accepted']} of {told['products']} accepted"]
-    for number, rate in enumerate(told["available_rate"], start=1):
+    found = [f"{stats['accepted']} of {stats['products']} accepted"]
+    for number, rate in enumerate(stats["available_rate"], start=1):
         found.append(f"  within {number} attempt{'s' if number > 1 else ''}: {rate:.1%}")
-    if told["accepted"]:
-        attempts, calls = told["attempts_per_accepted"], told["unet_calls_per_accepted"]
+    if stats["accepted"]:
+        attempts, calls = stats["attempts_per_accepted"], stats["unet_calls_per_accepted"]
         found.append(f"{attempts:.2f} attempts and {calls:.0f} UNet calls per accepted image")
     return found
 
@@ -147,9 +147,9 @@ def main(config: DictConfig) -> int:
         raise ValueError("generator and reward must not be null.")
     generator, reward = build(config.generator).eval().requires_grad_(False), build(config.reward)
     output, rows = generate(generator, reward, config)
-    told = summary(rows, generator.num_steps)
-    write_json(output.out / "summary.json", told)
-    print("\n".join(lines(told)))
+    stats = summary(rows, generator.num_steps)
+    write_json(output.out / "summary.json", stats)
+    print("\n".join(lines(stats)))
     return output.report(f"images in {output.out}")
 
 
