@@ -5,8 +5,7 @@
     checkpoint/      the checkpoint folder      pictures/    figures of the system's `report`
 
 Test metrics are named test/..., with maps of perception networks test_perceived/..., and on regenerated images
-test_repainted/... `calibrate` gets validation batches like the last of these that occurs in training. A data source may
-have `about`, a description of its records, and `licence`, the license of models trained on it.
+test_repainted/... `calibrate` gets validation batches like the last of these that occurs in training.
 Exit code 2 after an error, 143 after SIGTERM.
 """
 
@@ -165,11 +164,11 @@ def describe(
         "what": first_paragraph(system),
         "use": "Images like those in the training data.",
         "limits": "It is evaluated on the data below only.",
-        "data": f"{type(source).__name__}: {getattr(source, 'about', first_paragraph(source))} Records: {counts}.",
+        "data": f"{type(source).__name__}: {source.about or first_paragraph(source)} Records: {counts}.",
         "command": shlex.join(["python", "-m", "src.fit", *words]),
         "time": spent,
         "machine": machine,
-        "licence": getattr(source, "licence", "Apache-2.0"),
+        "licence": source.licence,
         **system.card,
     }
 

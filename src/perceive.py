@@ -12,7 +12,6 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -21,8 +20,7 @@ from omegaconf import DictConfig
 
 from src.build import build
 from src.config import plain
-from src.data.archive import SUFFIXES
-from src.data.images import unfitted
+from src.data.images import SUFFIXES
 from src.data.module import AdData
 from src.data.splits import SPLITS
 from src.runtime.checkpoint import fingerprint
@@ -45,8 +43,7 @@ FREE = (
 
 def perceive(data: AdData, split: str, keys: dict[int, str], output: RunOutput, device: torch.device) -> None:
     """Writes the maps of some rows of a split; `keys`: key by row."""
-    canvas, fit = getattr(data.split(split), "canvas", None), getattr(data.source, "fit", "squash")
-    waiting = iter(keys.items())
+    rows, waiting = data.split(split), iter(keys.items())
     with ThreadPoolExecutor() as pool, progress_bar(len(keys), desc=split) as bar:
         for batch in data.batches(split, device, rows=list(keys)):
             maps = {f: (batch[f][:, 0].float() * 255).round().byte().cpu().numpy() for f in data.lacking}
@@ -56,10 +53,8 @@ def perceive(data: AdData, split: str, keys: dict[int, str], output: RunOutput, 
                     failed.append(FailedRow(row + 1, key, "", f"cannot be read (split {split})"))
                     continue
                 made.append({"key": key} | {field: map_name(field, key) for field in maps})
-                shape = canvas(row)[1] if canvas else None
-                for field, values in maps.items():
-                    one = values[index] if shape is None else unfitted(values[index], shape, fit)
-                    files[output.out / map_name(field, key)] = one
+                unfitted = rows.unfitted(row, {field: values[index] for field, values in maps.items()})
+                files |= {output.out / map_name(field, key): values for field, values in unfitted.items()}
             list(pool.map(write, files, files.values()))
             output.add(made, failed)
             bar.update(len(batch["key"]))
@@ -74,11 +69,7 @@ def write(file: Path, values: np.ndarray) -> None:
 def map_name(field: str, key: str) -> str:
     """The file of a map, relative to the output folder."""
     stem, suffix = os.path.splitext(key)
-    return f"{field}/{stem if suffix.lower().encode() in SUFFIXES else key}.png"
-
-
-def all_keys(rows: Any) -> list[str]:
-    return rows.keys() if hasattr(rows, "keys") else [rows[index]["key"] for index in range(len(rows))]
+    return f"{field}/{stem if suffix.lower() in SUFFIXES else key}.png"
 
 
 @command("perceive")
@@ -92,7 +83,7 @@ def main(config: DictConfig) -> int:
     for name, transform in data.transforms.items():
         transform.prepare(transform.makes - data.source.fields)
         settings[f"weights of {name}"] = fingerprint(transform)
-    keys = {split: dict(enumerate(all_keys(data.split(split)))) for split in SPLITS}
+    keys = {split: dict(enumerate(data.split(split).keys())) for split in SPLITS}
     names = {f: {key: map_name(f, key) for rows in keys.values() for key in rows.values()} for f in data.lacking}
     for field_names in names.values():
         check_names(out, field_names)

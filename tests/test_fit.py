@@ -18,9 +18,11 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from src.data.module import AdData
+from src.data.splits import Source
 from src.fit import fit
 from src.runtime.resume import AtomicIO
 from src.runtime.system import System
+from tests.data.records import Records
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -52,18 +54,18 @@ CASES = [("plain", kill) for kill in KILLS if kill != "in an accumulated step"] 
 ]
 
 
-class Digits:
-    """26 pictures whose brightness tells their label."""
+class Digits(Source):
+    """26 images whose brightness tells their label."""
 
     classes = ("dark", "bright")
     fields = frozenset({"key", "image", "label"})
 
-    def split(self, name: str) -> list[dict]:
+    def split(self, name: str) -> Records:
         def record(i: int) -> dict:
             picture = np.random.default_rng([i, len(name)]).integers(0, 128, (3, 4, 4), np.uint8)
             return {"key": f"{i}", "image": picture + np.uint8(127 * (i % 2)), "label": i % 2}
 
-        return [record(i) for i in range(26 if name == "train" else 10)]
+        return Records(map(record, range(26 if name == "train" else 10)))
 
 
 class Tiny(System):

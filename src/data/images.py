@@ -1,4 +1,4 @@
-"""Picture files as the batch wants them: uint8 (channels, size, size), whatever the file's mode and shape."""
+"""Image files as the batch needs them: uint8 (channels, size, size), whatever the file's mode and shape."""
 
 import io
 import re
@@ -9,11 +9,13 @@ from contextlib import suppress
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")  # of the files that are read
 FITS = ("squash", "pad")
 CHANNELS = {"image": "RGB", "product": "RGBA", "depth": "L", "saliency": "L"}
 BROKEN = (OSError, SyntaxError, ValueError, struct.error, zlib.error, EOFError, Image.DecompressionBombError)
 VISIBLE = 128  # alpha from which a pixel belongs to the product
-TOLERANCE = 0.01  # by which the aspect ratios of a picture and its product may differ (rounded sizes)
+COLORED = 16  # of 255: a map in color mode whose channels differ by more is not gray
+TOLERANCE = 0.01  # by which the aspect ratios of an image and its product may differ (rounded sizes)
 
 
 def opened(data: bytes, field: str) -> Image.Image:
@@ -40,21 +42,21 @@ def reason(error: BaseException) -> str:
 
 
 def check_canvas(field: str, size: tuple[int, int], canvas: tuple[int, int]) -> None:
-    """Raises ValueError when a product or map is not of the picture's shape: fitted, it would lie beside its place."""
+    """Raises ValueError when a product or map is not of the image's shape: fitted, it would be out of place."""
     (width, height), (across, down) = size, canvas
     off = abs(width * down - height * across)
     rounding = 0.5 * max(width, height, across, down)  # a side may be rounded by half a pixel
     if off > max(TOLERANCE * height * across, rounding):
-        raise ValueError(f"{field} is {width}x{height}, but its picture is {across}x{down}: not the same canvas")
+        raise ValueError(f"{field} is {width}x{height}, but its image is {across}x{down}: not the same canvas")
 
 
 def decoded(image: Image.Image, field: str, size: int, fit: str) -> np.ndarray:
-    """uint8 (channels, size, size): RGB, RGBA for a product, grey for depth and saliency.
+    """uint8 (channels, size, size): RGB, RGBA for a product, gray for depth and saliency.
 
-    fit: "squash" stretches both sides to `size`; "pad" keeps the shape, centres it and fills the rest with white in the
-    picture, with nothing (0: transparent, far, not salient) elsewhere. Both reduce with an antialiased bilinear filter,
-    products with premultiplied alpha, so that colour hidden under transparent pixels never bleeds out. 16-bit greys
-    are scaled to 8 bits; a picture with alpha is laid on white.
+    fit: "squash" stretches both sides to `size`; "pad" keeps the shape, centers it and fills the rest with white in the
+    image, with 0 (transparent, far, not salient) elsewhere. Both reduce with an antialiased bilinear filter, products
+    with premultiplied alpha, so that the color of transparent pixels never bleeds. 16-bit grays are scaled to 8 bits;
+    an image with alpha is laid on white.
 
     Raises one of BROKEN, ValueError for pixels that are neither 8 nor 16 bits.
     """
@@ -69,12 +71,17 @@ def decoded(image: Image.Image, field: str, size: int, fit: str) -> np.ndarray:
         image = canvas
     else:
         image = resized(image, (size, size))
+    return channels_first(image)
+
+
+def channels_first(image: Image.Image) -> np.ndarray:
+    """The pixels as uint8 (channels, height, width)."""
     pixels = np.asarray(image)
     return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 
 def unfitted(values: np.ndarray, canvas: tuple[int, int], fit: str) -> np.ndarray:
-    """A map (size, size) of a picture that `decoded` has fitted, in the shape of its `canvas` (width, height).
+    """A map (size, size) of an image that `decoded` has fitted, in the shape of its `canvas` (width, height).
 
     Its longer side is `size`; fitted again it is the map it was, but for the resampling.
     """
@@ -87,12 +94,12 @@ def unfitted(values: np.ndarray, canvas: tuple[int, int], fit: str) -> np.ndarra
 
 
 def resized(image: Image.Image, size: tuple[int, ...]) -> Image.Image:
-    """The picture at (width, height): antialiased, bilinear, in premultiplied alpha where it has alpha."""
+    """The image at (width, height): antialiased, bilinear, in premultiplied alpha where it has alpha."""
     return image if image.size == size else image.resize((size[0], size[1]), Image.Resampling.BILINEAR)
 
 
 def in_mode(image: Image.Image, mode: str) -> Image.Image:
-    """The picture decoded to "RGB", "RGBA" or "L", 8 bits a channel."""
+    """The image decoded to "RGB", "RGBA" or "L", 8 bits per channel. Raises ValueError for a map in colors."""
     if image.mode[0] in "IF":  # I;16, I;16B, I, F: convert() would clip these at 255
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
@@ -104,4 +111,6 @@ def in_mode(image: Image.Image, mode: str) -> Image.Image:
     if mode == "RGB" and image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    if mode == "L" and np.ptp(np.asarray(image.convert("RGB")).astype(np.int16), axis=2).max() > COLORED:
+        raise ValueError(f"a map must be gray, this one is in colors ({image.mode})")
     return image.convert(mode)

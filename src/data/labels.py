@@ -1,13 +1,13 @@
-"""The tables beside the pictures: label.txt, a table of titles, lists of keys; a million rows in seconds."""
+"""The tables beside the images of RF1M: label.txt and titles; a million rows in seconds."""
 
-from array import array
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from src.data.archive import Names
+from src.data.archive import Fault
 from src.data.batch import CLASSES
 from src.data.tables import TableReader
 
@@ -15,75 +15,64 @@ UNSUITABLE = "unsuitable"  # the product photo itself is cut off or damaged; in 
 NAMES = (*CLASSES, UNSUITABLE)
 LABELS = {1: "available", 2: UNSUITABLE, **dict(enumerate(CLASSES[1:], 3))}  # release
 
-Fault = Callable[[Path, int, str, str], None]  # file, line, key, reason: raises, or lists it and returns
-
 
 def read_labels(
-    path: Path, label_map: Mapping[Any, str], separator: str | None, header: bool, fault: Fault
-) -> tuple[Names, np.ndarray, np.ndarray]:
-    """The keys (picture names, first column), their lines from 1 (int32) and labels (last column) as int8 into NAMES.
+    path: Path, label_map: Mapping[Any, str] | None, separator: str | None, header: bool, fault: Fault
+) -> tuple[list[bytes], np.ndarray, np.ndarray]:
+    """The keys (image names), their lines from 1 (int32) and labels, int8 into NAMES, of "name label" lines.
 
-    A label is a string of `label_map`, or a class name however written ("Space Mismatch"). separator None: tab if
-    the first line has one, else comma, else white space; only a name without the separator can be read.
+    A label is a string of `label_map` (None: the release's), or a class name however written ("Space Mismatch"). It is
+    the last cell of its line; everything before it is the name. separator None: the tab, comma or white space that
+    precedes a label in the first line. Lines without a label and repeated names are faults.
     """
-    classes = {str(text).strip().encode(): _class(name) for text, name in label_map.items()}
-    names = {name.encode(): number for number, name in enumerate(NAMES)}
-    lines, labels = array("i"), array("b")
+    label_map = label_map or LABELS
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such label file.")
+    if unknown := sorted(set(label_map.values()) - set(NAMES)):
+        raise ValueError(f"label_map names the class '{unknown[0]}'; the classes are {', '.join(NAMES)}.")
+    numbers = {name.encode(): number for number, name in enumerate(NAMES)}
+    numbers |= {str(text).strip().encode(): NAMES.index(name) for text, name in label_map.items()}
 
-    def keys() -> Iterator[bytes]:
-        cut, columns = separator.encode() if separator else None, 0
-        if not path.is_file():
-            raise ValueError(f"{path}: there is no such label file.")
-        with open(path, "rb") as file:
-            for line, text in enumerate(file, 1):
-                if line == 1:
-                    text = text.removeprefix(b"\xef\xbb\xbf")
-                text = text.strip(b"\r\n")
-                if not text.strip() or (header and line == 1):
-                    continue
-                if not columns:
-                    cut = cut or (b"\t" if b"\t" in text else b"," if b"," in text else None)
-                cells = text.split(cut)
-                columns = columns or max(2, len(cells))
-                if len(cells) != columns:
-                    shown = text.decode("utf-8", "replace")
-                    fault(path, line, shown, f"{len(cells)} columns, not {columns}, between {cut or 'blanks'!r}")
-                    continue
-                label = cells[-1].strip()
-                number = classes.get(label)
-                if number is None:
-                    number = names.get(b"_".join(label.lower().replace(b"_", b" ").replace(b"-", b" ").split()))
-                key = cells[0].strip().replace(b"\\", b"/")
-                if number is None or not key:
-                    known = ", ".join([*(str(text) for text in label_map), *NAMES])
-                    shown = label.decode("utf-8", "replace")
-                    reason = f"unknown label '{shown}', the labels are {known}" if key else "no picture name"
-                    fault(path, line, key.decode("utf-8", "replace"), reason)
-                    continue
-                lines.append(line)
+    def number_of(label: bytes) -> int | None:
+        label = label.strip()
+        return numbers[label] if label in numbers else numbers.get(re.sub(rb"[\s-]+", b"_", label.lower()))
+
+    cuts = [separator.encode()] if separator else []
+    lines: dict[bytes, int] = {}
+    labels: list[int] = []
+    with path.open("rb") as file:
+        for line, text in enumerate(file, 1):
+            text = (text.removeprefix(b"\xef\xbb\xbf") if line == 1 else text).strip()
+            if not text or (header and line == 1):
+                continue
+            if not cuts:
+                present = [cut for cut in (b"\t", b",", None) if cut is None or cut in text]
+                cuts = [cut for cut in present if number_of(text.rsplit(cut, 1)[-1]) is not None] or present
+            name, *cell = text.rsplit(cuts[0], 1)
+            name, number = name.strip().replace(b"\\", b"/"), number_of(cell[0]) if cell else None
+            if number is None:
+                known = ", ".join([*map(str, label_map), *NAMES])
+                label = cell[0].strip().decode("utf-8", "replace") if cell else ""
+                problem = f"unknown label '{label}', the labels are {known}" if cell else "no label"
+            elif (first := lines.setdefault(name, line)) != line:
+                problem = f"duplicate key, first in line {first}"
+            else:
                 labels.append(number)
-                yield key
-
-    packed = Names(keys())
-    return packed, np.array(lines, np.int32), np.array(labels, np.int8)
-
-
-def _class(name: str) -> int:
-    if name not in NAMES:
-        raise ValueError(f"label_map names the class '{name}'; the classes are {', '.join(NAMES)}.")
-    return NAMES.index(name)
+                continue
+            fault(path, line, name.decode("utf-8", "replace"), problem)
+    return list(lines), np.fromiter(lines.values(), np.int32), np.array(labels, np.int8)
 
 
-def read_texts(path: Path, fault: Fault, encoding: str = "utf-8") -> tuple[Names, dict[str, Names]]:
+def read_texts(path: Path, fault: Fault, encoding: str = "utf-8") -> tuple[list[bytes], dict[str, list[str]]]:
     """The keys of a table with `key`, `title` and maybe `prompt`, and these texts by field.
 
-    A row with an empty key or text is left out, so that its picture counts as one without a title. A row that is
-    torn, has too many or too few cells or is not in `encoding` is a fault.
+    A row with an empty key or text is left out, so that its image counts as one without a title. A row that is torn,
+    has too many or too few cells or is not in `encoding` is a fault.
     """
     if not path.is_file():
         raise ValueError(f"{path}: there is no such table of titles; data.titles=null says that there is none.")
-    texts: dict[str, list[bytes]] = {}
     keys: list[bytes] = []
+    texts: dict[str, list[str]] = {}
     for line, cells, problem in TableReader(path, ("key", "title"), encoding):
         fields = [field for field in ("title", "prompt") if field in cells]
         texts = texts or {field: [] for field in fields if not problem}
@@ -95,5 +84,5 @@ def read_texts(path: Path, fault: Fault, encoding: str = "utf-8") -> tuple[Names
         elif cells["key"] and all(cells[field] for field in fields):
             keys.append(cells["key"].encode())
             for field in fields:
-                texts[field].append(cells[field].encode())
-    return Names(keys), {field: Names(values) for field, values in texts.items()}
+                texts[field].append(cells[field])
+    return keys, texts

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -12,48 +12,16 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from src.data.batch import Batch, Record, collate, to_float
 from src.data.samplers import EvaluationBatches, TrainBatches
-from src.data.splits import SPLITS
+from src.data.splits import SPLITS, Source, Split
 from src.data.transform import Transform
 from src.runtime.resume import batches_trained
 from src.runtime.system import System
 
 
-class Rows(Protocol):
-    """A split: a sized, indexable collection of records; a record depends on its index alone."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Record: ...
-
-
-class GroupedRows(Rows, Protocol):
-    """A split whose records have the field `group`."""
-
-    @property
-    def groups(self) -> np.ndarray:
-        """The group of every record, int64 (records,), without reading the records."""
-        ...
-
-
-class Source(Protocol):
-    """A data set: the fields that all its records carry, the names of its classes, and its splits.
-
-    Where `group` is one of the fields, the splits are `GroupedRows`, and a system that needs it gets whole groups.
-    """
-
-    @property
-    def fields(self) -> frozenset[str]: ...
-
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-
-    def split(self, name: str) -> Rows: ...
-
-
 class _Lists(Dataset):
     """A split asked for many rows at once, and for some of their fields; None: all."""
 
-    def __init__(self, rows: Rows, fields: frozenset[str] | None):
+    def __init__(self, rows: Split, fields: frozenset[str] | None):
         self.rows, self.fields = rows, fields
 
     def __getitem__(self, indices: list[int]) -> list[Record]:
@@ -126,7 +94,7 @@ class AdData(L.LightningDataModule):
         self._streams = {name: len(names) - number for number, name in enumerate(names)}
         self.source = source
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-        self._splits: dict[str, Rows] = {}
+        self._splits: dict[str, Split] = {}
         self._made, self._sent = self._plan(self.fields), None  # by transform; sent by workers, None: all
 
     @property
@@ -153,7 +121,7 @@ class AdData(L.LightningDataModule):
         used = [name for name in self.transforms if self.shares.get(name) and self._made[name]]
         return {name: {"transforms": used[used.index(name) :]} for name in reversed(used)}
 
-    def split(self, name: str) -> Rows:
+    def split(self, name: str) -> Split:
         """The records of "train", "val" or "test"."""
         if name not in SPLITS:
             raise ValueError(f"No split {name!r}; choose from {', '.join(SPLITS)}.")
@@ -170,7 +138,7 @@ class AdData(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         if self.trainer is not None:
             self.require(cast(System, self.trainer.lightning_module))
-            if getattr(self.trainer, "overfit_batches", 0):
+            if self.trainer.overfit_batches:  # pyright: ignore[reportAttributeAccessIssue]
                 raise ValueError("trainer.overfit_batches is not supported; use trainer.limit_train_batches.")
         self._prepare(())
 
@@ -236,10 +204,10 @@ class AdData(L.LightningDataModule):
         return self._loader(rows, batches)
 
     def val_dataloader(self) -> DataLoader:
-        return self._evaluation("val", *self._place())
+        return self._evaluation("val")
 
     def test_dataloader(self) -> DataLoader:
-        return self._evaluation("test", *self._place())
+        return self._evaluation("test")
 
     def batches(
         self,
@@ -262,7 +230,7 @@ class AdData(L.LightningDataModule):
         rows = range(len(whole)) if rows is None else rows
         groups = None if (groups := self._groups(whole)) is None else groups[list(rows)]
         batches = EvaluationBatches(len(rows), self.batch_size, shuffled=shuffled, groups=groups)
-        some: Any = Subset(cast(Any, whole), rows)
+        some: Any = Subset(whole, rows)
         return Batches(self, self._loader(some, batches), torch.device(device), transforms)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int = 0, transforms: Collection[str] = ()) -> Batch:
@@ -305,16 +273,16 @@ class AdData(L.LightningDataModule):
     def _trained(self) -> int:
         return 0 if self.trainer is None else batches_trained(self.trainer)
 
-    def _evaluation(self, name: str, replicas: int, rank: int) -> DataLoader:
+    def _evaluation(self, name: str) -> DataLoader:
         rows = self.split(name)
-        batches = EvaluationBatches(len(rows), self.batch_size, replicas, rank, True, self._groups(rows))
+        batches = EvaluationBatches(len(rows), self.batch_size, *self._place(), True, self._groups(rows))
         return self._loader(rows, batches)
 
-    def _groups(self, rows: Rows) -> np.ndarray | None:
+    def _groups(self, rows: Split) -> np.ndarray | None:
         """The group of every record, if the system needs whole groups."""
-        return cast(GroupedRows, rows).groups if "group" in (self._sent or ()) else None
+        return rows.groups if "group" in (self._sent or ()) else None
 
-    def _loader(self, rows: Rows, batches: DistributedSampler) -> DataLoader:
+    def _loader(self, rows: Split, batches: DistributedSampler) -> DataLoader:
         # The batches go in as a sampler of lists (batch_size=None): Lightning replaces any sampler that is not a
         # DistributedSampler by its own, which pads evaluation with duplicates and does not know where to resume.
         return _Loader(

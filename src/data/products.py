@@ -12,12 +12,12 @@ from PIL import Image
 from src.data.batch import Record
 from src.data.product_prompts import ProductError, ProductPrompt, placed, read_product_prompts
 from src.data.showroom.world import GROUPS, Showroom, group_of
-from src.data.splits import SPLITS, stamp
+from src.data.splits import Source, Split, stamp
 from src.runtime.command import example_command
 from src.runtime.files import new_folder
 
 
-class Products:
+class Products(Source):
     """Product images with prompts (see `read_product_prompts`) as a data set to tune a generator on.
 
     Records have key, prompt, product, and title if the prompts have it. At least one product in `val` and one in `test`
@@ -28,7 +28,7 @@ class Products:
     """
 
     classes = ()
-    about = "a folder of product pictures and prompts; which of them are test rows, a hash of their names decides."
+    about = "a folder of product images and prompts; a hash of their names decides which are test rows."
 
     def __init__(
         self,
@@ -62,13 +62,10 @@ class Products:
         self.size, self.scale, self.centre = size, scale, centre
 
     def split(self, name: str) -> "PlacedProducts":
-        """The products of "train", "val" or "test"."""
-        if name not in SPLITS:
-            raise ValueError(f"No split {name!r}; choose from {', '.join(SPLITS)}.")
         return PlacedProducts(self.found[name], self.size, self.scale, self.centre)
 
 
-class PlacedProducts:
+class PlacedProducts(Split):
     """Records of product prompts."""
 
     def __init__(self, found: list[ProductPrompt], size: int, scale: float, centre: tuple[float, float]) -> None:

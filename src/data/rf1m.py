@@ -1,64 +1,49 @@
 """RF1M, the data set of "Towards Reliable Advertising Image Generation Using Human Feedback" (ECCV 2024), as released.
 
-The release is pictures in many folders or packages and `label.txt`, one "picture label" a line; PNG cut-outs with alpha
-of the same file names for a third of them. Titles, prompts, depth and saliency are not part of it; where somebody has
-them, they are read. Run `python -m src.data.rf1m OUT` for a small folder of this shape to try the reader on.
+The release is images in many folders or archives and `label.txt`, one "image label" per line; PNG cut-outs with alpha
+of the same file names for a third of them. Titles, prompts, depth and saliency are not part of it; where they exist,
+they are read. `python -m src.data.rf1m OUT` writes a small folder of this layout.
 """
 
 import logging
-import re
+import os
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
-from torch.utils.data import Dataset
 
-from src.data.archive import NONE, Archive, Names, expand, same_file
+from src.data.archive import NONE, Images, expand, load_arrays, match, save_arrays
 from src.data.batch import CLASSES, Record
-from src.data.images import FITS
-from src.data.labels import LABELS, NAMES, UNSUITABLE, read_labels, read_texts
-from src.data.modalities import Modalities, Unreadable
+from src.data.images import BROKEN, FITS, check_canvas, decoded, opened, reason, unfitted
+from src.data.labels import NAMES, UNSUITABLE, read_labels, read_texts
 from src.data.module import AdData
 from src.data.quarantine import Quarantine
-from src.data.splits import SPLITS, split_by_files, split_by_hash
-from src.data.transform import Transform
+from src.data.splits import SPLITS, Source, Split, split_by_files, split_by_hash, stamp
 from src.runtime.command import example_command
 from src.runtime.files import new_folder
+from src.runtime.progress import progress_bar
 
-VERIFY = ("none", "headers", "pixels")
+VERIFY = {"none": (), "evaluation": ("val", "test"), "all": SPLITS}
+CHUNK = 512  # rows that are verified at a time
 
 
-class RF1M:
-    """A Source of the rows of `label.txt`: key, image, label, and each modality that is configured.
+class RF1M(Source):
+    """The rows of `label.txt`: key, image, label, and each modality that is configured; see `conf/data/rf1m.yaml`.
 
-    root, labels: the folder and, below it, the table; label_map: its label strings -> class names (None: the release's
-    1 to 6; names are read too). unsuitable: "drop", or "class" for a sixth class. separator, header: of the table.
-    images, products, depth, saliency: folder, .tar, .zip or glob below root; depth is relative inverse depth (white is
-    near). titles: CSV, TSV or JSONL table with key, title and maybe prompt, in titles_encoding. Products, maps and
-    titles belong to the picture of the same file stem. A row that lacks a configured modality is an error, unless
-    `require` lists that modality: then such rows are left out and counted in `counts` (a third of the release has
-    products).
-    size, fit: see `src.data.images.decoded`.
-    val, test: shares of the rows, drawn by a hash of the key, so that added rows move no other row; split_pattern: a
-    regular expression whose first group, in place of the key, is hashed (pictures of one product stay together);
-    split_files: {split: list of keys}, instead; "train" without a list gets the rows that are in none.
-    on_error: "raise" a ValueError at the first bad line, or "skip": bad rows go to `quarantine` (JSONL: file, line,
-    key, reason; None: quarantine.jsonl in cache or root) and out of the splits. A training picture found broken while
-    reading is added there and the next readable row of the split takes its place, the same one each time; one of val or
-    test ends the run, as a stand-in would count twice in a metric. A new start lists anew.
-    verify: look at every file beforehand, "headers" or "pixels", once: what was found good is remembered. None means
-    "headers" with skip, and the pixels of val and test; else "none". cache: folder for that list and the indices of
-    packages; None: beside them.
+    Products, maps and titles belong to the image of the same file stem. A row without a configured modality is an
+    error, unless `require` lists the modality: then such rows are left out and counted in `counts`.
+
+    on_error="skip" lists bad rows in `quarantine` (JSON lines: file, line, key, reason), anew at each start, and leaves
+    them out. A training row found broken while reading is added there and replaced by the next readable one of its
+    split, always the same; one of val or test ends the run, as the replacement would count twice in a metric.
+    Rows that were verified are remembered until their files change.
     """
 
-    about = (
-        "RF1M (Du et al., ECCV 2024): generated advertising pictures of JD.com's products with people's labels; "
-        "for academic research only."
-    )
+    about = "generated ads of JD.com products with human labels (Du et al., ECCV 2024); for academic research only."
     licence = "Other: trained on RF1M, whose owner JD.com allows academic research only"
 
     def __init__(
@@ -87,128 +72,134 @@ class RF1M:
         verify: str | None = None,
         cache: str | None = None,
     ) -> None:
-        verify = verify or ("headers" if on_error == "skip" else "none")
-        _choice("unsuitable", unsuitable, ("drop", "class"))
-        _choice("fit", fit, FITS)
-        _choice("on_error", on_error, ("raise", "skip"))
-        _choice("verify", verify, VERIFY)
         patterns = {"image": images, "product": products, "depth": depth, "saliency": saliency}
         patterns = {field: pattern for field, pattern in patterns.items() if pattern}
+        verify = verify or ("evaluation" if on_error == "skip" else "none")
+        optional = [*patterns, *(["title"] if titles else [])][1:]
+        words = [("unsuitable", unsuitable, ("drop", "class")), ("on_error", on_error, ("raise", "skip"))]
+        words += [("fit", fit, FITS), ("verify", verify, VERIFY), *(("require", field, optional) for field in require)]
+        for word, value, choices in words:
+            if value not in choices:
+                raise ValueError(f"{word}={value}: choose one of {', '.join(choices) or 'none'}.")
         if size < 1:
             raise ValueError(f"size={size} must be at least 1 px.")
-        try:
-            re.compile(split_pattern or "")
-        except re.error as error:
-            raise ValueError(f"split_pattern={split_pattern}: no regular expression: {error}.") from None
-        for field in require:
-            _choice("require", field, [*patterns, "title"][1:] if titles else [*patterns][1:])
         self.root, self.size, self.fit, self.on_error = Path(root).resolve(), size, fit, on_error
         if not self.root.is_dir():
             raise ValueError(f"root={root}: there is no such folder.")
-        self.table = self.root / labels
-        listed = Path(quarantine) if quarantine else Path(cache or self.root) / "quarantine.jsonl"
-        self.fault = Quarantine(listed if on_error == "skip" else None)
-        self.classes: tuple[str, ...] = (*CLASSES, UNSUITABLE) if unsuitable == "class" else CLASSES
-        store = Path(cache) if cache else None
+        self.table, self.cache = self.root / labels, Path(cache or self.root)
+        self.fault = Quarantine(Path(quarantine or self.cache / "quarantine.jsonl") if on_error == "skip" else None)
+        self.classes = (*CLASSES, UNSUITABLE) if unsuitable == "class" else CLASSES
 
-        self.keys, self.lines, self.label = read_labels(
-            self.table, LABELS if label_map is None else label_map, separator, header, self.fault
-        )
-        keep = np.ones(len(self.keys), bool)
-        self._unique(keep, self.keys.hashes(np.arange(len(self.keys))), "key")
-        self.counts = {"unsuitable": 0}
-        if unsuitable == "drop":
-            out = self.label == NAMES.index(UNSUITABLE)
-            self.counts["unsuitable"] = int(out.sum())
-            keep &= ~out
-        self.pictures = self._pictures(patterns, keep, require, store)
-        self.texts: dict[str, tuple[Names, np.ndarray]] = {}
+        keys, self.lines, self.label = read_labels(self.table, label_map, separator, header, self.fault)
+        self.keys = np.array(keys, "S")  # bytes, not objects: workers share it
+        keep = (self.label != NAMES.index(UNSUITABLE)) | (unsuitable == "class")
+        self.counts = {"unsuitable": int((~keep).sum())}
+        self.images: dict[str, Images] = {}  # by field, image first
+        others = [place for field in patterns if field != "image" for place in expand(self.root, patterns[field])[1]]
+        for field, pattern in patterns.items():
+            self.images[field] = Images(self.root, pattern, keys, others, field != "image", self.fault, cache or "")
+            self._find(field, self.images[field].found, keep, require)
+        self.texts: dict[str, np.ndarray] = {}
         if titles:
             known, texts = read_texts(self.root / titles, self.fault, titles_encoding)
-            found = self._found("title", known.find(self.keys), keep, require)
-            self.texts = {field: (names, found) for field, names in texts.items()}
-        self.fields = frozenset({"key", "label", *self.pictures, *self.texts})
+            found = match(keys, known)
+            self._find("title", found, keep, require)
+            self.texts = {field: np.array([*values, ""], "T")[found] for field, values in texts.items()}  # StringDType
+        self.fields = frozenset({"key", "label", *self.images, *self.texts})
         rows = np.flatnonzero(keep)
         if split_files:
             splits = split_by_files(self.keys, rows, self.root, split_files)
         else:
             splits = split_by_hash(self.keys, rows, val, test, split_pattern)
         if verify != "none":
-            self._verify(keep, rows, verify == "pixels", store)
-        if verify == "headers" and on_error == "skip":  # a stand-in in training is harmless, in a metric it is not
-            measured = np.concatenate([splits["val"], splits["test"]])
-            self._verify(keep, measured[keep[measured]], True, store)
-        self.counts["quarantined"] = len(self.fault)
+            self._verify(np.concatenate([splits[name] for name in VERIFY[verify]]), keep)
+        self.rows = {name: of[keep[of]] for name, of in splits.items()}
+        self.counts |= {"quarantined": len(self.fault), **{name: len(rows) for name, rows in self.rows.items()}}
         self.fault.write()
-        rows = np.flatnonzero(keep)
-        self._rows = {name: of[keep[of]] for name, of in splits.items()}
-        self.counts.update({name: len(rows) for name, rows in self._rows.items()})
-        if not len(rows):
+        if not keep.any():
             raise ValueError(f"{self.table}: no usable row is left ({self.counts}).")
         logging.getLogger(__name__).info("%s: %s", self.table, self.counts)
 
     def split(self, name: str) -> "Rows":
-        """The rows of "train", "val" or "test", in the table's order."""
-        _choice("split", name, SPLITS)
-        return Rows(self, self._rows[name], name == "train" and self.on_error == "skip")
+        return Rows(self, self.rows[name], name == "train" and self.on_error == "skip")
 
     def record(self, row: int) -> Record:
-        """One row of the table. Raises Unreadable."""
-        texts = {field: names[found[row]] for field, (names, found) in self.texts.items()}
-        pictures = self.pictures.read(row, self.size, self.fit)
-        return {"key": self.keys[row], "label": int(self.label[row]), **texts, **pictures}
+        """One row of the table, images as uint8 (channels, size, size). Raises ValueError naming the bad file."""
+        record: Record = {"key": self.key(row), "label": int(self.label[row])}
+        record |= {field: texts[row] for field, texts in self.texts.items()}
+        canvas = None
+        for field, images in self.images.items():
+            try:
+                image = opened(images.read(row), field)
+                canvas = canvas or image.size
+                check_canvas(field, image.size, canvas)
+                record[field] = decoded(image, field, self.size, self.fit)
+            except BROKEN as error:
+                raise ValueError(f"{field} {images.where(row)}: {reason(error)}") from error
+        return record
 
-    def _verify(self, keep: np.ndarray, rows: np.ndarray, pixels: bool, store: Path | None) -> None:
-        seen = (store or self.root) / f"{self.table.name}.verified.npz"
-        with closing(self.pictures.broken(rows, pixels, seen)) as broken:
-            for row, reason in broken:
-                self._drop(keep, row, reason)
+    def key(self, row: int) -> str:
+        return os.fsdecode(self.keys[row])
 
-    def _drop(self, keep: np.ndarray, row: int, reason: str) -> None:
-        self.fault(self.table, int(self.lines[row]), self.keys[row], reason)
+    def _find(self, field: str, found: np.ndarray, keep: np.ndarray, require: Sequence[str]) -> None:
+        """Drops the rows for which nothing was found: counted if required, else as faults."""
+        if field in require:
+            self.counts[f"without {field}"] = int((keep & (found == NONE)).sum())
+            keep &= found != NONE
+        way = "data.on_error=skip" if field == "image" else f"data.require=[{field}]"
+        for row in np.flatnonzero(keep & (found < 0)).tolist():
+            missing = f"no {field} of this name ({way} leaves out the rows without one)"
+            self._drop(row, missing if found[row] == NONE else f"more than one {field} of this name", keep)
+        if field == "image":
+            rows = np.flatnonzero(keep)
+            _, first, inverse = np.unique(found[rows], return_index=True, return_inverse=True)
+            for late in np.flatnonzero(first[inverse] != np.arange(len(rows))).tolist():
+                line = self.lines[rows[first[inverse[late]]]]
+                self._drop(int(rows[late]), f"duplicate image, first in line {line}", keep)
+
+    def _drop(self, row: int, reason: str, keep: np.ndarray) -> None:
+        self.fault(self.table, int(self.lines[row]), self.key(row), reason)
         keep[row] = False
 
-    def _unique(self, keep: np.ndarray, values: np.ndarray, what: str) -> None:
-        """Drops the rows that repeat the value of an earlier one."""
-        rows = np.flatnonzero(keep)
-        _, first, inverse = np.unique(values[rows], return_index=True, return_inverse=True)
-        for late in np.flatnonzero(first[inverse] != np.arange(len(rows))):
-            self._drop(keep, rows[late], f"duplicate {what}, first in line {self.lines[rows[first[inverse[late]]]]}")
+    def _verify(self, rows: np.ndarray, keep: np.ndarray) -> None:
+        """Drops the `rows` to keep that cannot be read; those read before, of unchanged files, are not read again."""
+        rows, file = rows[keep[rows]], self.cache / f"{self.table.name}.verified.npz"
+        seen = load_arrays(file).get("marks", np.empty(0, np.uint64))
+        marks = np.fromiter(map(self._mark, rows), np.uint64, len(rows))
+        unseen = np.flatnonzero(~np.isin(marks, seen))
+        readable = np.zeros(len(rows), bool)
+        try:
+            with ThreadPoolExecutor() as pool, progress_bar(len(unseen), desc="verifying images") as bar:
+                for chunk in np.split(unseen, range(CHUNK, len(unseen), CHUNK)):
+                    for index, problem in zip(chunk, pool.map(self._problem, rows[chunk]), strict=True):
+                        if problem:
+                            self._drop(int(rows[index]), problem, keep)
+                        readable[index] = not problem
+                        bar.update()
+        finally:  # the first bad file may end it
+            save_arrays(file, marks=np.union1d(seen, marks[readable]))
 
-    def _pictures(
-        self, patterns: dict[str, str], keep: np.ndarray, require: Sequence[str], store: Path | None
-    ) -> Modalities:
-        pictures = Modalities()
-        others = [place for field in patterns if field != "image" for place in expand(self.root, patterns[field])[1]]
-        for field, pattern in patterns.items():
-            archive = Archive(self.root, pattern, others, store, strict=self.on_error == "raise")
-            for package, reason in archive.damaged:
-                self.fault(package, 0, "", reason)
-            found = archive.names.find(self.keys)
-            if field == "image":  # a cut-out or map of the same stem, where the picture is missing, is not the picture
-                for row in np.flatnonzero(found >= 0).tolist():
-                    if not same_file(archive.names.raw(found[row]), self.keys.raw(row)):
-                        found[row] = NONE
-            pictures[field] = archive, self._found(field, found, keep, require)
-            if field == "image":
-                self._unique(keep, pictures[field][1], "picture")
-        return pictures
+    def _problem(self, row: int) -> str:
+        try:
+            self.record(row)
+        except ValueError as error:
+            return str(error)
+        return ""
 
-    def _found(self, field: str, found: np.ndarray, keep: np.ndarray, require: Sequence[str]) -> np.ndarray:
-        """`found`, once the rows without one are dropped: counted where `require` says so, else as faults."""
-        if field in require:
-            out = keep & (found == NONE)
-            self.counts[f"without {field}"] = int(out.sum())
-            keep &= ~out
-        for row in np.flatnonzero(keep & (found < 0)).tolist():
-            count = "no" if found[row] == NONE else "more than one"
-            way = f" (data.require=[{field}] leaves out the rows without one)" if found[row] == NONE else ""
-            self._drop(keep, row, f"{count} {field} of this name{way}")
-        return found
+    def _mark(self, row: int) -> int:
+        """A 64-bit hash that changes with the files of a row."""
+        states = []
+        for field, images in self.images.items():
+            try:
+                stat = images.file(row).stat()
+                states.append((field, images.where(row), stat.st_size, stat.st_mtime_ns))
+            except OSError:
+                states.append(field)
+        return stamp(repr(states).encode())
 
 
-class Rows(Dataset):
-    """One split: record i is row i of the split; with `stand_in`, the next readable row in place of a broken one."""
+class Rows(Split):
+    """One split: record i is row i of the split; with `stand_in`, the next readable row instead of a broken one."""
 
     def __init__(self, source: RF1M, rows: np.ndarray, stand_in: bool) -> None:
         self.source, self.rows, self.stand_in = source, rows, stand_in
@@ -216,81 +207,61 @@ class Rows(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def keys(self) -> list[str]:
-        """The keys of the split, in order."""
-        return [self.source.keys[row] for row in self.rows.tolist()]
-
-    def canvas(self, index: int) -> tuple[str, tuple[int, int]]:
-        """The key of row `index` of the split and (width, height) in px of its picture, before it is fitted."""
-        row = int(self.rows[index])
-        return self.source.keys[row], self.source.pictures.canvas(row)
-
     def __getitem__(self, index: int) -> Record:
         source, count = self.source, len(self.rows)
         for row in (int(self.rows[(range(count)[index] + step) % count]) for step in range(count)):
             try:
                 return source.record(row)
-            except Unreadable as error:
-                if not self.stand_in:
-                    raise ValueError(
-                        f"{source.table}, line {source.lines[row]}, '{source.keys[row]}': {error}."
-                    ) from error
-                source.fault.append(source.table, int(source.lines[row]), source.keys[row], str(error))
+            except ValueError as error:
+                fault = source.fault if self.stand_in else Quarantine(None)
+                fault(source.table, int(source.lines[row]), source.key(row), str(error))
         raise ValueError(f"{source.table}: no row of this split can be read, see {source.fault.path}.")
 
+    def keys(self) -> list[str]:
+        return [self.source.key(row) for row in self.rows.tolist()]
 
-def rf1m_data(
-    batch_size: int = 32,
-    num_workers: int = 2,
-    seed: int = 0,
-    transforms: Mapping[str, Transform | None] | None = None,
-    shares: Mapping[str, float] | None = None,
-    **source: Any,
-) -> AdData:
-    """The data module of an RF1M folder, so that its words are flat (`data.root=`); `source`: RF1M's arguments."""
+    def unfitted(self, index: int, maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        canvas = opened(self.source.images["image"].read(int(self.rows[index])), "image").size
+        return {field: unfitted(values, canvas, self.source.fit) for field, values in maps.items()}
+
+
+def rf1m_data(batch_size: int, num_workers: int, seed: int, transforms: Any, shares: Any, **source: Any) -> AdData:
+    """The data module of an RF1M folder, so that its settings are flat (`data.root=`); `source`: RF1M's arguments."""
     return AdData(RF1M(**source), batch_size, num_workers, seed, transforms, shares)
 
 
 def write_example(root: str | Path, count: int = 200, size: int = 128, seed: int = 0) -> Path:
-    """A folder of the release's shape with made-up pictures, to try the reader on; returns `root`.
+    """A folder of the release's layout with made-up images; returns `root`.
 
-    part_00/ ... part_03/ hold `count` JPEG pictures, label.txt their labels 1 to 6 (all occur from 6 pictures on),
-    products/ cut-outs with alpha, depth/ and saliency/ maps, titles.csv titles and prompts.
-    Raises ValueError if `root` is not empty.
+    part_00/ ... part_03/ hold `count` JPEG images, label.txt labels 1 to 6 in turn, products/ cut-outs with alpha,
+    depth/ and saliency/ maps, titles.csv titles and prompts. Raises ValueError if `root` is not empty.
     """
     root, random = new_folder(root), np.random.default_rng(seed)
-    labels, titles = [], ["key,title,prompt"]
+    labels, titles = "", "key,title,prompt\n"
     for number in range(count):
-        name, part = f"sku{number:06d}", f"part_{number % 4:02d}"
-        for folder in (part, "products", "depth", "saliency"):
-            (root / folder).mkdir(parents=True, exist_ok=True)
-        label = number % 6 + 1
-        colour = tuple(int(value) for value in random.integers(40, 216, 3))
-        width, height = (int(value) for value in random.uniform(0.3, 0.6, 2) * size)
+        name = f"sku{number:06d}"
+        color = tuple(random.integers(40, 216, 3).tolist())
+        width, height = (random.uniform(0.3, 0.6, 2) * size).astype(int).tolist()
         left, floor = (size - width) // 2, int(size * 0.8)
-        box = (left, floor - height, left + width, floor)
         mask = Image.new("L", (size, size))
-        ImageDraw.Draw(mask).rounded_rectangle(box, radius=size // 16, fill=255)
-        product = Image.new("RGB", (size, size), colour)
+        ImageDraw.Draw(mask).rounded_rectangle((left, floor - height, left + width, floor), size // 16, fill=255)
+        product = Image.new("RGB", (size, size), color)
         product.putalpha(mask)
         room = random.integers(90, 230, (6, 6, 3)).astype(np.uint8)
-        picture = Image.fromarray(room).resize((size, size), Image.Resampling.BICUBIC)
-        picture.paste(product, mask=mask)
-        depth = Image.linear_gradient("L").resize((size, size))  # the floor comes nearer towards the bottom
+        image = Image.fromarray(room).resize((size, size), Image.Resampling.BICUBIC)
+        image.paste(product, mask=mask)
+        depth = Image.linear_gradient("L").resize((size, size))  # the floor comes nearer toward the bottom
         depth.paste(int(255 * floor / size), mask=mask)
-        picture.save(root / part / f"{name}.jpg", quality=92)
-        for folder, image in (("products", product), ("depth", depth), ("saliency", mask)):
-            image.save(root / folder / f"{name}.png")
-        labels.append(f"{part}/{name}.jpg\t{label}")
-        titles.append(f"{name},Box No. {number} {width}x{height} cm Free Shipping,a box in a room")
-    (root / "label.txt").write_text("\n".join(labels) + "\n")
-    (root / "titles.csv").write_text("\n".join(titles) + "\n")
+        files = {f"part_{number % 4:02d}/{name}.jpg": image, f"products/{name}.png": product}
+        files |= {f"depth/{name}.png": depth, f"saliency/{name}.png": mask}
+        for file, drawn in files.items():
+            (root / file).parent.mkdir(exist_ok=True)
+            drawn.save(root / file, quality=92)
+        labels += f"{next(iter(files))}\t{number % 6 + 1}\n"
+        titles += f"{name},Box No. {number} {width}x{height} cm Free Shipping,a box in a room\n"
+    (root / "label.txt").write_text(labels)
+    (root / "titles.csv").write_text(titles)
     return root
-
-
-def _choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}={value}: choose one of {', '.join(choices)}.")
 
 
 if __name__ == "__main__":

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from src.data.module import AdData
+from src.data.splits import Source
 from src.models.perception.transform import Perceived
 from src.runtime.system import System
+from tests.data.records import Records
 
 
-class Numbers:
+class Numbers(Source):
     """A source whose record i shows the number i."""
 
     classes = ("a", "b")
@@ -22,9 +24,9 @@ class Numbers:
     def __init__(self, num: int = 26, fields=("key", "image", "label")):
         self.num, self.fields = num, frozenset(fields)
 
-    def split(self, name: str) -> list[dict]:
+    def split(self, name: str) -> Records:
         num = self.num if name == "train" else 7
-        return [{"key": f"{i}", "image": np.full((3, 2, 2), i, np.uint8), "label": i % 2} for i in range(num)]
+        return Records({"key": f"{i}", "image": np.full((3, 2, 2), i, np.uint8), "label": i % 2} for i in range(num))
 
 
 class Watcher(System):
@@ -160,8 +162,8 @@ def test_a_share_of_the_training_rows_gets_computed_maps_and_evaluation_none(tmp
     from src.runtime import checkpoint
 
     class Maps(Numbers):
-        def split(self, name: str) -> list[dict]:
-            return [row | {"saliency": np.full((1, 2, 2), 255, np.uint8)} for row in super().split(name)]
+        def split(self, name: str) -> Records:
+            return Records(row | {"saliency": np.full((1, 2, 2), 255, np.uint8)} for row in super().split(name))
 
     class Collector(Watcher):
         fields = frozenset({"image", "saliency", "label"})
@@ -217,14 +219,14 @@ class Groups(Numbers):
     def __init__(self):
         super().__init__(27, ("key", "image", "label", "group"))
 
-    def split(self, name: str) -> "GroupedList":
+    def split(self, name: str) -> "GroupedRecords":
         groups = [2, 3, 4] * 3 if name == "train" else [3, 4]
         numbers = np.repeat(np.arange(len(groups)), groups).tolist()
         records = zip(super().split(name), numbers, strict=True)
-        return GroupedList(record | {"group": group} for record, group in records)
+        return GroupedRecords(record | {"group": group} for record, group in records)
 
 
-class GroupedList(list):
+class GroupedRecords(Records):
     @property
     def groups(self) -> np.ndarray:
         return np.array([record["group"] for record in self])

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.data.archive import Names
 from src.data.splits import split_by_hash
+from tests.data.records import Records
 
 
 @settings(max_examples=50, deadline=None)
@@ -17,7 +17,7 @@ from src.data.splits import split_by_hash
 def test_splits_are_complete_disjoint_and_stable_under_added_rows(old, new, val, test):
     def place(numbers: set[int]) -> dict[int, str]:
         order = sorted(numbers)
-        names = Names(str(number).encode() for number in order)
+        names = np.array([str(number).encode() for number in order], "S")
         splits = split_by_hash(names, np.arange(len(order)), val, test)
         rows = np.concatenate([*splits.values()])
         assert sorted(rows) == list(range(len(order)))
@@ -28,7 +28,7 @@ def test_splits_are_complete_disjoint_and_stable_under_added_rows(old, new, val,
 
 
 def test_split_shares_and_pattern():
-    names = Names(f"sku{number // 8}_{number % 8}.jpg".encode() for number in range(8000))
+    names = np.array([f"sku{number // 8}_{number % 8}.jpg".encode() for number in range(8000)])
     splits = split_by_hash(names, np.arange(8000), val=0.1, test=0.2)
     assert [len(splits[name]) / 8000 for name in ("val", "test")] == pytest.approx([0.1, 0.2], abs=0.02)
     grouped = split_by_hash(names, np.arange(8000), 0.1, 0.2, r"(sku\d+)_")
@@ -39,3 +39,11 @@ def test_split_shares_and_pattern():
         split_by_hash(names, np.arange(9), 0.1, 0.2, "(x)")
     with pytest.raises(ValueError, match=r"leave rows to train on"):
         split_by_hash(names, np.arange(9), 0.5, 0.5)
+    with pytest.raises(ValueError, match=r"split_pattern=\(: not a regular expression"):
+        split_by_hash(names, np.arange(9), 0.1, 0.2, "(")
+
+
+def test_a_split_gives_the_keys_of_its_records_and_takes_maps_as_they_are():
+    split, depth = Records([{"key": "b"}, {"key": "a"}]), np.eye(3)
+    assert split.keys() == ["b", "a"]
+    assert split.unfitted(1, {"depth": depth})["depth"] is depth

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from src.data.module import AdData
+from src.data.splits import Source
 from src.diffusion.repaint import Repaint
 from src.runtime.system import System
+from tests.data.records import Records
 from tests.diffusion import tiny
 
 
@@ -42,7 +44,7 @@ def test_it_depends_on_seed_and_key():
         Repaint(tiny.generator(), share=7)
 
 
-class Ads:
+class Ads(Source):
     """A source of the fields that a repainter needs."""
 
     classes = ("a", "b")
@@ -50,12 +52,13 @@ class Ads:
     def __init__(self, fields: set[str] | None = None):
         self.fields = frozenset(fields or {"key", "image", "product", "prompt", "label"})
 
-    def split(self, name: str) -> list[dict]:
+    def split(self, name: str) -> Records:
         rng, batch = np.random.default_rng(0), tiny.ads(8)
         products = (batch["product"] * 255).byte().numpy()
         images = rng.integers(0, 256, (8, 3, 64, 64), dtype=np.uint8)
         whole = {"image": images, "product": products, "prompt": batch["prompt"], "key": batch["key"]}
-        return [{**{f: v[i] for f, v in whole.items() if f in self.fields}, "label": i % 2} for i in range(8)]
+        records = ({f: v[i] for f, v in whole.items() if f in self.fields} for i in range(8))
+        return Records(record | {"label": i % 2} for i, record in enumerate(records))
 
 
 class Watcher(System):

@@ -1,4 +1,4 @@
-"""The showroom as a data source: pictures drawn on demand, the same for the same (seed, index), kept on disk."""
+"""The showroom as a data source: images drawn on demand, the same for the same (seed, index), kept on disk."""
 
 import functools
 import hashlib
@@ -10,22 +10,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
-from torch.utils.data import Dataset
 
 from src.data.batch import CLASSES, FIELDS, Record
 from src.data.showroom import feedback, text
 from src.data.showroom.draw import paint
 from src.data.showroom.scene import Scene, scene
-from src.data.splits import SPLITS
+from src.data.splits import SPLITS, Source, Split
 from src.runtime.files import atomic
 
 GROUPS = (2, 3, 4)  # sizes of successive groups of tries at one brief, over and over
 
 
-class Showroom:
+class Showroom(Source):
     """The embedded world (synthetic): every field there is, in splits that share neither product nor room style.
 
-    `num` maps each split to its number of pictures. `size` is their side in pixels. With `cache` each picture is kept
+    `num` maps each split to its number of images. `size` is their side in pixels. With `cache` each image is kept
     as one PNG in that folder when it is first drawn and read from there afterwards. `holds` names the fields to make;
     fewer are quicker.
     """
@@ -51,14 +50,14 @@ class Showroom:
         self.fields = frozenset(holds)
 
     def split(self, name: str) -> "Pictures":
-        """The pictures of "train", "val" or "test"."""
+        """The images of "train", "val" or "test"."""
         if name not in self.num:
             raise ValueError(f"showroom has no split {name!r}; it has {', '.join(self.num)}")
         return Pictures(name, self.num[name], self.size, self.seed, self.cache, self.fields)
 
 
 def group_of(index: int) -> tuple[int, int, int]:
-    """(group, member, size of the group) of a picture."""
+    """(group, member, size of the group) of an image."""
     block, rest = divmod(index, sum(GROUPS))
     for i, size in enumerate(GROUPS):
         if rest < size:
@@ -67,7 +66,7 @@ def group_of(index: int) -> tuple[int, int, int]:
     raise AssertionError("unreachable")
 
 
-class Pictures(Dataset):
+class Pictures(Split):
     """One split of the showroom. A record is a pure function of (seed, index)."""
 
     def __init__(self, split: str, num: int, size: int, seed: int, cache: str | None, fields: frozenset[str]) -> None:
@@ -79,26 +78,26 @@ class Pictures(Dataset):
 
     @property
     def groups(self) -> np.ndarray:
-        """The group of every picture, int64 (pictures,)."""
+        """The group of every image, int64 (images,)."""
         return np.array([group_of(index)[0] for index in range(self.num)], np.int64)
 
     def scene(self, index: int) -> Scene:
-        """The scene of picture `index`."""
+        """The scene of image `index`."""
         if not 0 <= index < self.num:
             raise IndexError(index)
         group, member, _ = group_of(index)
         return scene(self.seed, self.name, group, member)
 
     def __getitem__(self, index: int) -> Record:
-        written, pictures = self._cached(self.folder, index) if self.folder else self._made(index)
-        record: Record = written | pictures
+        written, images = self._cached(self.folder, index) if self.folder else self._made(index)
+        record: Record = written | images
         record["scores"] = np.array(written["scores"], np.float32)
         if "heatmaps" in self.fields:
             record["heatmaps"] = np.stack([feedback.heat_map(points, self.size) for points in written["marks"]])
         return {name: value for name, value in record.items() if name in self.fields or name == "key"}
 
     def _made(self, index: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """All that is written about picture `index`, in plain JSON types, and its painted maps."""
+        """All that is written about image `index`, in plain JSON types, and its painted maps."""
         what = self.scene(index)
         group, member, size = group_of(index)
         label = CLASSES[what.label]
@@ -123,7 +122,7 @@ class Pictures(Dataset):
         return written, painted
 
     def _cached(self, folder: Path, index: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """The same from one PNG: three panels (picture; product; depth, saliency, product alpha) and a text chunk."""
+        """The same from one PNG: three panels (image; product; depth, saliency, product alpha) and a text chunk."""
         path = folder / f"{index // 1000:04d}" / f"{index:07d}.png"
         if path.exists():
             with PngImageFile(path) as file:
@@ -143,7 +142,7 @@ class Pictures(Dataset):
 
 
 def _contradicted(what: Scene, painted: dict[str, np.ndarray]) -> np.ndarray:
-    """Where the picture shows a wall or floor that the prompt did not ask for, (size, size) bool."""
+    """Where the image shows a wall or floor that the prompt did not ask for, (size, size) bool."""
     said, shown = what.brief.setting, what.setting
     free = painted["product"][3] < 128
     low = np.arange(free.shape[0])[:, None] > free.shape[0] * 0.6

@@ -13,8 +13,10 @@ from src.data.module import AdData
 from src.data.showroom.rooms import COLOURS, LIGHTS, MATERIALS
 from src.data.showroom.scene import brief
 from src.data.showroom.text import PATTERN_WORDS, prompt
+from src.data.splits import Source
 from src.models.attributes.system import AttributeReader, named
 from src.models.layers import ImageEncoderSettings
+from tests.data.records import Records
 
 TINY: dict[str, Any] = {
     "attributes": {
@@ -51,22 +53,22 @@ def test_the_yaml_reads_every_prompt_of_the_showroom():
     assert values["pattern"] == set(PATTERN_WORDS.values())
 
 
-class Walls:
-    """Pictures of one colour with the prompts that say so."""
+class Walls(Source):
+    """Images of one color with the prompts that say so."""
 
     classes = ("any",)
     fields = frozenset({"key", "image", "prompt"})
 
-    def split(self, name: str) -> list[dict]:
+    def split(self, name: str) -> Records:
         def record(i: int) -> dict:
             picture = np.zeros((3, 32, 32), np.uint8)
             picture[2 if i % 2 else 0] = 200
             return {"key": f"{i}", "image": picture, "prompt": f"a chair, {'blue' if i % 2 else 'red'} wall"}
 
-        return [record(i) for i in range(32)]
+        return Records(map(record, range(32)))
 
 
-def test_it_learns_and_says_which_pictures_follow_their_prompts():
+def test_it_learns_and_says_which_images_follow_their_prompts():
     torch.manual_seed(0)
     reader = AttributeReader(**TINY)
     trainer = L.Trainer(

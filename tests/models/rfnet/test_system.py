@@ -16,12 +16,14 @@ from src.build import build
 from src.config import compose
 from src.data.batch import CLASSES, Batch, collate, to_float
 from src.data.module import AdData
+from src.data.splits import Source
 from src.models.augmentation import augmented
 from src.models.layers import ImageEncoder, ImageEncoderSettings
 from src.models.rfnet.layers import FeatureFilter, TextEncoderSettings, TitleEncoder, ordinal_embeddings
 from src.models.rfnet.net import FusionSettings
 from src.models.rfnet.system import INPUTS, RFNetSystem
 from src.runtime import checkpoint
+from tests.data.records import Records
 
 TITLES = ["Nordhem Oak Chair 49x61x118 cm", "Sofa", "Brixmoor Steel Double Oven 60x52x109 cm Free Shipping", "Barrel"]
 OPTIONS = {"channels": [8, 8, 16, 16], "stem_width": 8, "zero_init_last": False}
@@ -273,15 +275,15 @@ def test_calibration_lowers_the_loss_and_keeps_the_choice():
         assert loss() >= best
 
 
-class Ads:
-    """Sixty ads in which the picture's brightness is the class; a `Source`."""
+class Ads(Source):
+    """Sixty ads in which the image's brightness is the class."""
 
     fields = frozenset({*INPUTS, "key", "label"})
     classes = CLASSES
 
-    def split(self, name: str) -> list[dict[str, Any]]:
+    def split(self, name: str) -> Records:
         rng = np.random.default_rng(len(name))
-        return [self.record(rng, i % 5) for i in range(60)]
+        return Records(self.record(rng, i % 5) for i in range(60))
 
     def record(self, rng: np.random.Generator, label: int) -> dict[str, Any]:
         shapes = {"image": 3, "product": 4, "depth": 1, "saliency": 1}
@@ -291,7 +293,7 @@ class Ads:
 
 def test_learns_draws_and_comes_back_from_its_folder(tmp_path: Path):
     net = RFNetSystem(**TINY, lr=0.01, weight_decay=0.0, colour=0.0)
-    data = AdData(Ads(), batch_size=20, num_workers=0)  # pyright: ignore[reportArgumentType]
+    data = AdData(Ads(), batch_size=20, num_workers=0)
     trainer = L.Trainer(
         max_steps=30, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
         enable_model_summary=False,
@@ -318,15 +320,15 @@ def test_refuses_titles_that_its_tokenizer_cannot_read():
     source.record = lambda rng, label: Ads.record(source, rng, label) | {"title": "北欧实木餐椅 450x500 mm"}
     trainer = L.Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     with pytest.raises(ValueError, match=r"of the tokens of titles such as '北欧.*model\.text_encoder\.name to"):
-        trainer.fit(RFNetSystem(**TINY), AdData(source, batch_size=20, num_workers=0))  # pyright: ignore
+        trainer.fit(RFNetSystem(**TINY), AdData(source, batch_size=20, num_workers=0))
 
 
 def test_refuses_data_with_other_classes():
     source = Ads()
-    source.classes = (*CLASSES, "unsuitable")  # pyright: ignore[reportAttributeAccessIssue]
+    source.classes = (*CLASSES, "unsuitable")
     trainer = L.Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     with pytest.raises(ValueError, match=r"the data has the classes .*model.classes=\[available,.*unsuitable\]"):
-        trainer.fit(RFNetSystem(**TINY), AdData(source, batch_size=20, num_workers=0))  # pyright: ignore
+        trainer.fit(RFNetSystem(**TINY), AdData(source, batch_size=20, num_workers=0))
 
 
 def test_configurations_build():
