@@ -5,7 +5,7 @@ the reward needs: product, depth, saliency (paths), title, prompt (texts). The c
 names the rows; without it the image does.
 
 A folder holds one subfolder per field: `image/mug.png`, `product/mug.png`, `title/mug.txt`, ...; the file's stem is the
-key, and rows come in the order of the file names. Where only pictures are needed they may lie in the folder itself.
+key, and rows come in the order of the file names. If only images are needed, they may be in the folder itself.
 """
 
 import hashlib
@@ -18,11 +18,21 @@ from pathlib import Path
 
 import numpy as np
 
-from src.data.batch import PICTURES, Record
-from src.data.images import BROKEN, CHANNELS, VISIBLE, check_canvas, in_mode, opened, reason, resized
+from src.data.batch import IMAGE_FIELDS, Record
+from src.data.images import (
+    BROKEN,
+    CHANNELS,
+    SUFFIXES,
+    VISIBLE,
+    channels_first,
+    check_canvas,
+    in_mode,
+    opened,
+    reason,
+    resized,
+)
 from src.data.tables import TableReader
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")  # of pictures in a folder
 READABLE = ("product", "depth", "saliency", "title", "prompt")  # fields besides the image that a row can carry
 
 
@@ -64,18 +74,15 @@ class Ads(ABC):
         # Seen keys live in a private database on disk: a million of them would not be constant memory.
         seen = _database("CREATE TABLE seen (key TEXT PRIMARY KEY, number INTEGER) WITHOUT ROWID")
         for row in self._rows():
-            if not row.problem:
-                row = _checked(row, self.fields)
-            if row.problem:
-                yield row
-                continue
-            if not seen.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (row.key, row.number)).rowcount:
+            row = row if row.problem else _checked(row, self.fields)
+            added = "INSERT OR IGNORE INTO seen VALUES (?, ?)"
+            if not row.problem and not seen.execute(added, (row.key, row.number)).rowcount:
                 (first,) = seen.execute("SELECT number FROM seen WHERE key = ?", (row.key,)).fetchone()
                 row = replace(row, problem=f"the key is that of row {first}")
             yield row
 
     def read(self, row: Row, max_size: int | None = None) -> Record:
-        """The record of a row: its key, pictures as uint8 (channels, height, width) of the image's size, texts.
+        """The record of a row: its key, images as uint8 (channels, height, width) of the image's size, texts.
 
         An image whose longer side is above `max_size` px is reduced to it. Raises RowError for a missing or damaged
         file.
@@ -84,9 +91,9 @@ class Ads(ABC):
             raise RowError(row.problem)
         record: Record = {"key": row.key}
         for field in self.fields:  # image first
-            if field in PICTURES:
+            if field in IMAGE_FIELDS:
                 size = record["image"].shape[:0:-1] if field != "image" else None  # (width, height)
-                record[field] = read_picture(self._file(row, field), field, size, max_size)
+                record[field] = read_image(self._file(row, field), field, size, max_size)
             else:
                 record[field] = self._text(row, field)
         return record
@@ -119,15 +126,14 @@ class Table(Ads):
     def __init__(self, path: Path, fields: frozenset[str]) -> None:
         super().__init__(path, fields)
         self.table = TableReader(path, self.fields)
-        self.in_files = [field for field in self.fields if field in PICTURES]
+        self.in_files = [field for field in self.fields if field in IMAGE_FIELDS]
         digest, lines, last = hashlib.blake2b(digest_size=16), 0, b"\n"
         with path.open("rb") as file:
             while block := file.read(1 << 16):
                 digest.update(block)
                 lines, last = lines + block.count(b"\n"), block[-1:]
         self.fingerprint = digest.hexdigest()
-        self.total = lines + (last != b"\n")
-        self.total -= bool(self.table.columns)
+        self.total = lines + (last != b"\n") - bool(self.table.columns)
 
     def _rows(self) -> Iterator[Row]:
         for number, (_, cells, problem) in enumerate(self.table, start=1):
@@ -141,7 +147,7 @@ class Table(Ads):
 
 
 class Folder(Ads):
-    """The pictures of a folder with what lies beside them. Raises ValueError when a needed subfolder is missing."""
+    """The images of a folder with the files that belong to them. Raises ValueError if a needed subfolder is missing."""
 
     def __init__(self, path: Path, fields: frozenset[str]) -> None:
         super().__init__(path, fields)
@@ -174,12 +180,12 @@ class Folder(Ads):
     def _file(self, row: Row, field: str) -> Path:
         if field == "image":
             return self.path / ("" if self.flat else field) / row.cells["image"]
-        if field not in PICTURES:
+        if field not in IMAGE_FIELDS:
             return self.path / field / f"{row.key}.txt"
         for suffix in (*SUFFIXES, *map(str.upper, SUFFIXES)):
             if (file := self.path / field / f"{row.key}{suffix}").exists():
                 return file
-        raise RowError(f"no such picture ({', '.join(SUFFIXES)})", self.path / field / row.key)
+        raise RowError(f"no such image ({', '.join(SUFFIXES)})", self.path / field / row.key)
 
     def _text(self, row: Row, field: str) -> str:
         file = self._file(row, field)
@@ -191,44 +197,38 @@ class Folder(Ads):
         raise RowError("the file is empty", file)
 
 
-def read_picture(
-    file: Path, field: str, size: tuple[int, int] | None = None, max_size: int | None = None
-) -> np.ndarray:
-    """A picture file as uint8 (channels of `field`, height, width), resized to `size` (width, height) if given.
+def read_image(file: Path, field: str, size: tuple[int, int] | None = None, max_size: int | None = None) -> np.ndarray:
+    """An image file as uint8 (channels of `field`, height, width), resized to `size` (width, height) if given.
 
-    Without `size` its longer side is at most `max_size`, if given.
-    A bilinear filter with antialiasing, colours weighed by alpha. Raises RowError for a file that is missing or
-    damaged, a product without alpha, and a shape that is not that of `size`.
+    Without `size` its longer side is at most `max_size`, if given. Antialiased, bilinear, colors weighted by alpha.
+    Raises RowError for a file that is missing or damaged, a product without alpha, and an aspect ratio other than
+    that of `size`.
     """
     try:
-        picture = opened(file.read_bytes(), field)
+        image = opened(file.read_bytes(), field)
         if size:
-            check_canvas(field, picture.size, size)
-        elif max_size and max(picture.size) > max_size:
-            width, height = picture.size
-            scale = max_size / max(width, height)
-            size = max(1, round(width * scale)), max(1, round(height * scale))
-        picture = in_mode(picture, CHANNELS[field])
+            check_canvas(field, image.size, size)
+        elif max_size and max(image.size) > max_size:
+            scale = max_size / max(image.size)
+            size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        image = in_mode(image, CHANNELS[field])
     except BROKEN as error:
         raise RowError(reason(error), file) from None
-    array = np.asarray(resized(picture, size or picture.size))
-    if field == "product" and array[..., 3].max() < VISIBLE:
+    pixels = channels_first(resized(image, size or image.size))
+    if field == "product" and pixels[3].max() < VISIBLE:
         raise RowError(f"its alpha is empty: nowhere above {VISIBLE - 1} of 255", file)
-    return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+    return pixels
 
 
 def _checked(row: Row, fields: tuple[str, ...]) -> Row:
     """The row, with its problem if its cells cannot do."""
-    problem = ""
     if empty := [field for field in fields if not row.cells.get(field, "").strip()]:
-        problem = f"no {', '.join(empty)}"
-    elif not row.key:
-        problem = "no key"
+        return replace(row, problem=f"no {', '.join(empty)}")
     try:
         "".join((row.key, *row.cells.values())).encode()
     except UnicodeEncodeError:
-        problem = "not UTF-8"
-    return replace(row, problem=problem) if problem else row
+        return replace(row, problem="not UTF-8")
+    return row if row.key else replace(row, problem="no key")
 
 
 def _database(table: str) -> sqlite3.Connection:

@@ -43,7 +43,7 @@ FIELDS = {
     "chosen": Field("number", dtype=np.bool_),
     "clicked": Field("number", dtype=np.bool_),
 }
-PICTURES = {name: field.channels for name, field in FIELDS.items() if field.kind == "image"}
+IMAGE_FIELDS = {name: field.channels for name, field in FIELDS.items() if field.kind == "image"}
 
 
 def collate(records: list[Record]) -> Batch:
@@ -96,6 +96,6 @@ def _name(record: Record) -> str:
 def to_float(batch: Batch) -> Batch:
     """The batch with its uint8 images as float32 in [0, 1]; everything else, float images included, as it is."""
     return {
-        field: value.float().div(255) if field in PICTURES and value.dtype == torch.uint8 else value
+        field: value.float().div(255) if field in IMAGE_FIELDS and value.dtype == torch.uint8 else value
         for field, value in batch.items()
     }

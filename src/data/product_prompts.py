@@ -1,7 +1,6 @@
-"""Products to be advertised: a folder of pictures with alpha and a file of prompts, put on the generator's canvas."""
+"""Products to be advertised: a folder of images with alpha and a file of prompts, put on the generator's canvas."""
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -9,18 +8,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from src.data.ads import SUFFIXES
-from src.data.images import BROKEN, VISIBLE, opened, reason, resized
+from src.data.images import BROKEN, SUFFIXES, VISIBLE, channels_first, opened, reason, resized
 from src.data.tables import NOT_UTF8, SEPARATORS, TableReader
 
 
 class ProductError(ValueError):
-    """Why a product cannot be painted; the rest can."""
+    """Why no image can be generated for a product; the others can."""
 
 
 @dataclass(frozen=True)
 class ProductPrompt:
-    """One picture to paint: the product's key (its file's stem), file, prompt and title ("" if there is none)."""
+    """One image to generate: the product's key (its file's stem), file, prompt and title ("" if there is none)."""
 
     key: str
     file: Path
@@ -35,42 +33,46 @@ class ProductPrompt:
 
 
 def read_product_prompts(products: str | Path, prompts: str | Path) -> list[ProductPrompt]:
-    """The folder's pictures in the order of their names, each with its prompt.
+    """The folder's images in the order of their names, each with its prompt.
 
     `prompts` is a CSV, TSV or JSONL table with the columns key and prompt, and maybe title; or a .txt file of prompts,
-    one a line, which the products take in turn. Raises ValueError if there is no folder, picture or prompt at all, for
-    two pictures of one stem, for a torn table, for a key that it has twice and if it names none of the products. One
-    that it does not name has the prompt ""; warns of keys without a picture, and of pictures of other kinds. A key may
-    be a file's whole name. Files that begin with a dot are left alone.
+    one per line, which the products take in turn. A key may be a file's whole name. A product that the table does not
+    name has the prompt "". Files that begin with a dot are ignored. Warns of keys without an image and of images of
+    other kinds. Raises ValueError if there is no folder, image or prompt, for two images of one stem, for a torn table,
+    for a key that it has twice, and if it names none of the products.
     """
     folder, file = Path(products), Path(prompts)
     if not folder.is_dir():
         raise ValueError(f"products={products}: there is no such folder.")
     files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
     others = [path.name for path in files if path.suffix.lower() in Image.registered_extensions().keys() - {*SUFFIXES}]
     _warn(f"products={products}: not read, as no {', '.join(SUFFIXES)}", others)
-    if not pictures:
-        raise ValueError(f"products={products}: no picture ({', '.join(SUFFIXES)}) lies there.")
     by_key: dict[str, Path] = {}
-    for path in pictures:
-        if path.stem in by_key:
-            raise ValueError(
-                f"products={products}: {by_key[path.stem].name} and {path.name} have one key, {path.stem}."
-            )
-        by_key[path.stem] = path
+    for path in (path for path in files if path.suffix.lower() in SUFFIXES):
+        if (other := by_key.setdefault(path.stem, path)) != path:
+            raise ValueError(f"products={products}: {other.name} and {path.name} have one key, {path.stem}.")
+    if not by_key:
+        raise ValueError(f"products={products}: there is no image ({', '.join(SUFFIXES)}).")
     if not file.is_file():
         raise ValueError(f"prompts={prompts}: there is no such file.")
     if file.suffix.lower() == ".txt":
-        lines = [line.strip() for line in _text(file).splitlines() if line.strip()]
+        try:
+            lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"prompts={prompts}: no UTF-8 text: {error}.") from None
         if not lines:
             raise ValueError(f"prompts={prompts}: it has no prompt.")
         return [ProductPrompt(key, path, lines[n % len(lines)]) for n, (key, path) in enumerate(by_key.items())]
+    if file.suffix.lower() not in SEPARATORS:
+        raise ValueError(f"prompts={prompts}: {', '.join(SEPARATORS)} or .txt is needed, not '{file.suffix}'.")
     told: dict[str, dict[str, str]] = {}
-    for line, row in _table(file):
-        if row["key"] in told:
-            raise ValueError(f"{file}, line {line}: the key {row['key']} stands in an earlier line already.")
-        told[row["key"]] = row
+    for line, cells, problem in TableReader(file, ("key", "prompt")):
+        if problem and problem != NOT_UTF8:  # which fails its own product only
+            raise ValueError(f"{file}, line {line}: {problem}.")
+        key = cells["key"].strip()
+        if key in told:
+            raise ValueError(f"{file}, line {line}: the key {key} is already in an earlier line.")
+        told[key] = {name: text.strip() for name, text in cells.items()}
     for key, path in by_key.items():
         if key in told and path.name in told:
             raise ValueError(f"{file}: {key} and {path.name} are one product, and it is there twice.")
@@ -78,11 +80,10 @@ def read_product_prompts(products: str | Path, prompts: str | Path) -> list[Prod
     if not any(rows.values()):
         such = f", such as {next(iter(told))}," if told else ""
         raise ValueError(
-            f"{file}: none of its {len(told)} keys{such} names a picture of {folder}, such as {next(iter(by_key))}."
+            f"{file}: none of its {len(told)} keys{such} names an image of {folder}, such as {next(iter(by_key))}."
         )
-    _warn(
-        f"{file}: keys without a picture in {folder}", sorted(told.keys() - by_key - {path.name for path in pictures})
-    )
+    unused = told.keys() - by_key - {path.name for path in by_key.values()}
+    _warn(f"{file}: keys without an image in {folder}", sorted(unused))
     return [
         ProductPrompt(key, path, rows[key].get("prompt", ""), rows[key].get("title", ""))
         for key, path in by_key.items()
@@ -94,28 +95,11 @@ def _warn(what: str, names: list[str]) -> None:
         warnings.warn(f"{what}: {', '.join(names[:5])} ({len(names)} in all).", stacklevel=3)
 
 
-def _text(file: Path) -> str:
-    try:
-        return file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"prompts={file}: no UTF-8 text: {error}.") from None
-
-
-def _table(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """The lines' numbers and rows."""
-    if file.suffix.lower() not in SEPARATORS:
-        raise ValueError(f"prompts={file}: {', '.join(SEPARATORS)} or .txt is needed, not '{file.suffix}'.")
-    for line, cells, problem in TableReader(file, ("key", "prompt")):
-        if problem and problem != NOT_UTF8:  # which fails its own product only
-            raise ValueError(f"{file}, line {line}: {problem}.")
-        yield line, {name: text.strip() for name, text in cells.items()}
-
-
 def placed(file: Path, size: int, scale: float = 0.5, centre: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
-    """The product cut to what is visible of it and laid on an empty canvas: uint8 RGBA (4, size, size).
+    """The product cropped to its visible pixels and put on an empty canvas: uint8 RGBA (4, size, size).
 
     scale: its longer side over the canvas's; centre: of its box, in canvas sides from left and top. Raises ProductError
-    for a file that is no picture, has no alpha or shows nothing, and for a product that would leave the canvas;
+    for a file that is no image, has no alpha or shows nothing, and for a product that would leave the canvas;
     ValueError for a size, scale or centre that fits no product.
     """
     if size < 1 or not 0 < scale <= 1:
@@ -138,4 +122,4 @@ def placed(file: Path, size: int, scale: float = 0.5, centre: tuple[float, float
         raise ProductError(f"scale={scale} and centre={list(centre)} put it beyond the canvas")
     canvas = Image.new("RGBA", (size, size))
     canvas.paste(small, (left, top))
-    return np.ascontiguousarray(np.asarray(canvas).transpose(2, 0, 1))
+    return channels_first(canvas)

@@ -2,7 +2,7 @@
 
 import torch
 
-from src.data.batch import PICTURES, Batch
+from src.data.batch import IMAGE_FIELDS, Batch
 
 
 def augmented(batch: Batch, flip: float, colour: float) -> Batch:
@@ -11,7 +11,7 @@ def augmented(batch: Batch, flip: float, colour: float) -> Batch:
     Contrast, brightness and each color channel are scaled by a random factor in 1 +- `colour`, the same for image and
     product, so that their contrast stays. Random numbers come from torch's global generator.
     """
-    fields = [field for field in PICTURES if field in batch]
+    fields = [field for field in IMAGE_FIELDS if field in batch]
     size, device = len(batch[fields[0]]), batch[fields[0]].device
     turned = (torch.rand(size, device=device) < flip)[:, None, None, None]
     contrast, brightness, channels = (

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.ads import Ads, Folder, RowError, Table, read_picture
+from src.data.ads import Ads, Folder, RowError, Table, read_image
 
 FIELDS = frozenset({"product", "title"})
 
@@ -189,7 +189,7 @@ def test_a_folder_holds_a_subfolder_per_field_in_the_order_of_names(tmp_path: Pa
     assert ads.total == 4
     assert ads.read(next(iter(ads)))["title"] == "oak chair"
     assert problems(ads) == {
-        3: "no such picture (.png, .jpg, .jpeg, .webp, .bmp, .tif, .tiff, .gif)",
+        3: "no such image (.png, .jpg, .jpeg, .webp, .bmp, .tif, .tiff, .gif)",
         4: "the file is empty",
     }
 
@@ -220,7 +220,7 @@ def test_a_product_of_another_size_is_put_on_the_canvas_without_bleeding(tmp_pat
     pixels[..., 0] = 255  # red everywhere, also where it is transparent
     pixels[:, 12:] = (0, 255, 0, 255)  # the product is green
     Image.fromarray(pixels).save(tmp_path / "cut.png")
-    product = read_picture(tmp_path / "cut.png", "product", (12, 8))
+    product = read_image(tmp_path / "cut.png", "product", (12, 8))
     assert product.shape == (4, 8, 12)
     seen = product[3] > 0
     assert seen.mean() > 0.4
@@ -230,7 +230,7 @@ def test_a_product_of_another_size_is_put_on_the_canvas_without_bleeding(tmp_pat
 
 def test_16_bit_depth_is_scaled_not_clipped(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 257 * 100], [257 * 200, 65535]], np.uint16)).save(tmp_path / "d.png")
-    np.testing.assert_array_equal(read_picture(tmp_path / "d.png", "depth")[0], [[0, 100], [200, 255]])
+    np.testing.assert_array_equal(read_image(tmp_path / "d.png", "depth")[0], [[0, 100], [200, 255]])
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:

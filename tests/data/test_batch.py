@@ -4,11 +4,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.data.batch import FIELDS, PADDING, PICTURES, collate, to_float
+from src.data.batch import FIELDS, IMAGE_FIELDS, PADDING, collate, to_float
 
 
 def record(i: int, words: int = 2, side: int = 3) -> dict:
-    pictures = {name: np.full((channels, side, side), i, np.uint8) for name, channels in PICTURES.items()}
+    pictures = {name: np.full((channels, side, side), i, np.uint8) for name, channels in IMAGE_FIELDS.items()}
     return {
         "key": f"k{i}", "prompt": "a chair", "title": "Chair", **pictures, "label": i % 5, "aligned_words": [1] * words,
         "scores": np.full(4, i / 10, np.float32), "group": i, "chosen": i % 2 == 0, "clicked": np.bool_(True),
@@ -19,7 +19,7 @@ def test_every_field_has_its_type_and_shape():
     batch = collate([record(1, words=3), record(2, words=1)])
     assert tuple(batch) == tuple(FIELDS)
     assert batch["key"] == ["k1", "k2"]
-    for name, channels in PICTURES.items():
+    for name, channels in IMAGE_FIELDS.items():
         assert batch[name].dtype == torch.uint8
         assert batch[name].shape == (2, channels, 3, 3)
     assert batch["label"].dtype == batch["group"].dtype == torch.int64
@@ -57,7 +57,7 @@ def test_batches_are_contiguous():
 def test_to_float_scales_pictures_and_nothing_else():
     batch = collate([record(255), record(0)])
     floats = to_float(batch)
-    for name in PICTURES:
+    for name in IMAGE_FIELDS:
         assert floats[name].dtype == torch.float32
         assert floats[name].flatten(1).amax(1).tolist() == [1, 0]
     assert floats["label"] is batch["label"]

@@ -61,18 +61,18 @@ def test_what_cannot_be_read_is_told_by_file_and_line(tmp_path):
         (tmp_path / name).write_text(text)
     for folder, file, words in (
         ("nowhere", "good.txt", "products=.*nowhere: there is no such folder"),
-        ("empty", "good.txt", "no picture"),
+        ("empty", "good.txt", "there is no image"),
         ("in", "nowhere.csv", "prompts=.*nowhere.csv: there is no such file"),
         ("in", "torn.csv", r"torn\.csv, line 2: has 3 cells for 2 columns"),
         ("in", "none.csv", r"none\.csv, line 1: the column prompt is missing; the table has key, title"),
         ("in", "blank.txt", "it has no prompt"),
-        ("in", "twice.csv", r"twice\.csv, line 3: the key a stands in an earlier line"),
+        ("in", "twice.csv", r"twice\.csv, line 3: the key a is already in an earlier line"),
         ("in", "latin.txt", r"latin\.txt: no UTF-8 text"),
         ("in", "case.csv", r"case\.csv, line 1: the column key, prompt is missing; the table has Key, Prompt"),
         ("in", "columns.csv", r"columns\.csv, line 1: has the column 'prompt' twice"),
         ("in", "both.csv", r"both\.csv: a and a\.png are one product, and it is there twice"),
-        ("in", "others.csv", r"others\.csv: none of its 1 keys, such as b, names a picture of .*in, such as a\."),
-        ("in", "header.csv", r"header\.csv: none of its 0 keys names a picture"),
+        ("in", "others.csv", r"others\.csv: none of its 1 keys, such as b, names an image of .*in, such as a\."),
+        ("in", "header.csv", r"header\.csv: none of its 0 keys names an image"),
     ):
         with pytest.raises(ValueError, match=words):
             read_product_prompts(tmp_path / folder, tmp_path / file)
@@ -92,7 +92,7 @@ def test_what_is_left_out_is_told(tmp_path):
     assert [order.key for order in found] == ["a"]
     assert [str(warning.message).partition(": ")[2] for warning in told] == [
         "not read, as no .png, .jpg, .jpeg, .webp, .bmp, .tif, .tiff, .gif: b.ico (1 in all).",
-        f"keys without a picture in {tmp_path / 'in'}: ghost (1 in all).",
+        f"keys without an image in {tmp_path / 'in'}: ghost (1 in all).",
     ]
 
 

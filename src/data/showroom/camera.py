@@ -1,4 +1,4 @@
-"""The one pinhole camera that floor, wall, props and product of a picture share."""
+"""The one pinhole camera that floor, wall, props and product of an image share."""
 
 import math
 from dataclasses import dataclass

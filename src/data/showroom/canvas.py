@@ -1,4 +1,4 @@
-"""The canvas that a scene is painted on, and how a picture is laid on it."""
+"""The canvas that a scene is painted on, and how an image is put on it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +57,7 @@ def spread(values: np.ndarray) -> np.ndarray:
 def window(
     shape: tuple[int, ...], small: tuple[int, ...], left: int, top: int
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]] | None:
-    """Slices of a canvas and of a smaller picture laid on it at (left, top); None where they do not meet."""
+    """Slices of a canvas and of a smaller image put on it at (left, top); None where they do not meet."""
     y0, x0 = max(top, 0), max(left, 0)
     y1, x1 = min(top + small[0], shape[0]), min(left + small[1], shape[1])
     if y1 <= y0 or x1 <= x0:

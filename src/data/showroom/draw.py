@@ -11,7 +11,7 @@ from src.data.showroom.rooms import COLOURS, LIGHTS
 from src.data.showroom.scene import Prop, Scene
 from src.data.showroom.sprites import View, tinted, views
 
-OVERSAMPLING = 1.5  # the room is drawn so many times larger than the picture and then reduced
+OVERSAMPLING = 1.5  # the room is drawn so many times larger than the image and then reduced
 
 
 def paint(scene: Scene, size: int) -> dict[str, np.ndarray]:

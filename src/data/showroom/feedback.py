@@ -7,7 +7,7 @@ from src.data.showroom.scene import Scene
 from src.data.showroom.text import truths
 
 RATERS = 3
-DISC = 1 / 20  # radius of a marked point over the picture's height (Rich Human Feedback, section 3)
+DISC = 1 / 20  # radius of a marked point over the image's height (Rich Human Feedback, section 3)
 WORST = {
     "available": 0.0, "space_mismatch": 0.75, "size_mismatch": 0.6, "indistinctiveness": 0.3,
     "shape_hallucination": 0.8,

@@ -19,12 +19,12 @@ REASONS = {
 
 
 def sheet(columns: int, split: str, size: int = 192, seed: int = 0, margin: int = 6) -> Image.Image:
-    """One row per availability class, `columns` pictures each: its faults in turn, named below."""
-    pictures = Showroom({split: 400 * columns}, size=size, seed=seed).split(split)
+    """One row per availability class, `columns` images each: its faults in turn, named below."""
+    images = Showroom({split: 400 * columns}, size=size, seed=seed).split(split)
     found: dict[int, list[int]] = {i: [] for i in range(len(CLASSES))}
     briefs: set[int] = set()
-    for index in range(len(pictures)):
-        scene = pictures.scene(index)
+    for index in range(len(images)):
+        scene = images.scene(index)
         row, faults = found[scene.label], FAULTS[CLASSES[scene.label]]
         if scene.fault != faults[len(row) % len(faults)]:
             continue
@@ -41,8 +41,8 @@ def sheet(columns: int, split: str, size: int = 192, seed: int = 0, margin: int 
         pen.text((8, y + size // 2), CLASSES[label].replace("_", " "), "black")
         for column, index in enumerate(indices):
             x = left + column * (size + margin)
-            page.paste(Image.fromarray(np.ascontiguousarray(pictures[index]["image"].transpose(1, 2, 0))), (x, y))
-            pen.text((x + 2, y + size + 3), REASONS[pictures.scene(index).fault], "black")
+            page.paste(Image.fromarray(np.ascontiguousarray(images[index]["image"].transpose(1, 2, 0))), (x, y))
+            pen.text((x + 2, y + size + 3), REASONS[images.scene(index).fault], "black")
     return page
 
 

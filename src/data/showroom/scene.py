@@ -1,6 +1,6 @@
-"""What a picture of the showroom shows: drawn at random, before anything is painted.
+"""What an image of the showroom shows: drawn at random, before anything is painted.
 
-A *brief* (product, placement, prompt) is shared by a group of two to four pictures; a *scene* is one try at it, with
+A *brief* (product, placement, prompt) is shared by a group of two to four images; a *scene* is one try at it, with
 the fault, if any, that makes it unusable. Both are pure functions of (seed, split, number).
 """
 
@@ -285,7 +285,7 @@ def _furnish(
     """Places `count` props beside and behind the product; the first is the one the setting names.
 
     `dense`: they may overlap. `factor`: of the product's size over the true one; if it is not 1, most of each prop must
-    lie within the picture, and beside a product far too large they are the larger ones: they have to show it.
+    lie within the image, and beside a product far too large they are the larger ones: they have to show it.
     """
     stock, whole = furnishings(split, plan.surface), factor != 1
     if factor > 1:

@@ -1,4 +1,4 @@
-"""What is written about a picture: the prompt, the words of it that came true, and the shop's title."""
+"""The texts of an image: the prompt, the words of it that came true, and the shop's title."""
 
 import re
 
@@ -40,7 +40,7 @@ def words(text: str) -> list[str]:
 
 
 def truths(scene: Scene) -> list[int]:
-    """For each word of the prompt, 1 if the picture follows it and 0 if it is contradicted."""
+    """For each word of the prompt, 1 if the image follows it and 0 if it is contradicted."""
     said, shown = scene.brief.setting, scene.setting
     shown_items = {prop.item for prop in scene.props}
     parts = [

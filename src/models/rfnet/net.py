@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.build import loadable
-from src.data.batch import PICTURES, Batch
+from src.data.batch import IMAGE_FIELDS, Batch
 from src.models.layers import ImageEncoder, ImageEncoderSettings, resize
 from src.models.rfnet.layers import FeatureFilter, TextEncoderSettings, TitleEncoder
 
@@ -136,8 +136,8 @@ class RFNet(nn.Module):
         The fourth is the product's alpha, or 1 if the product is not one of the inputs.
         """
         image = batch[name]
-        if image.ndim != 4 or image.shape[1] != PICTURES[name]:
-            raise ValueError(f"{name} must be (batch, {PICTURES[name]}, height, width), got {tuple(image.shape)}.")
+        if image.ndim != 4 or image.shape[1] != IMAGE_FIELDS[name]:
+            raise ValueError(f"{name} must be (batch, {IMAGE_FIELDS[name]}, height, width), got {tuple(image.shape)}.")
         encoder: Any = self.encoders[self.encoder_of[name]]
         has_product = "product" in self.inputs
         alpha = resize(batch["product"][:, 3:], image.shape[-2:]) if has_product else torch.ones_like(image[:, :1])
