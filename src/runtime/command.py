@@ -45,14 +45,18 @@ def command(name: str) -> Callable[[Main], Callable[..., int]]:
 
 
 def example_command(name: str, write: Callable[..., Path]) -> int:
-    """Runs `write` as the command `python -m <name> OUT [--option VALUE ...]`; it writes an example to a folder."""
+    """Runs `write`, which writes a folder, as the command `python -m <name> VALUE ... [--option VALUE ...]`.
+
+    Parameters without a default are positional, the others are options.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m {name}", description=write.__doc__)
-    parser.add_argument("out")
     for option in inspect.signature(write).parameters.values():
-        if option.default is not option.empty:
+        if option.default is option.empty:
+            parser.add_argument(option.name)
+        else:
             parser.add_argument(f"--{option.name}", type=type(option.default), default=option.default)
     words = vars(parser.parse_args())
-    return exit_code(name, lambda: print(f"wrote {write(words.pop('out'), **words)}"))
+    return exit_code(name, lambda: print(f"wrote {write(**words)}"))
 
 
 def exit_code(name: str, work: Callable[[], int | None]) -> int:
