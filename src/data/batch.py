@@ -10,6 +10,8 @@ Record = dict[str, Any]
 Batch = dict[str, Any]
 
 CLASSES = ("available", "space_mismatch", "size_mismatch", "indistinctiveness", "shape_hallucination")  # paper's order
+SCORES = ("plausibility", "alignment", "aesthetics", "overall")  # of a record's `scores`, in [0, 1], higher is better
+HEAT_MAPS = ("implausibility", "misalignment")  # of a record's `heatmaps`
 PADDING = -100  # cross entropy's ignore_index
 
 
