@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -355,6 +356,13 @@ def test_parquet_files_that_cannot_do_are_refused(root, tmp_path):
     (tmp_path / "gif/test-00000-of-00001.parquet").rename(tmp_path / "gif/part.parquet")
     with pytest.raises(ValueError, match=r"part\.parquet: its name tells no split"):
         collect(str(tmp_path / "gif"), str(tmp_path / "out"))
+
+
+def test_without_pyarrow_the_error_says_what_to_install(root, tmp_path, monkeypatch):
+    pickapic(tmp_path / "pickapic")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(ValueError, match=r"needs pyarrow: pip install -e '\.\[richhf\]'"):
+        collect(str(tmp_path / "pickapic"), str(root))
 
 
 def test_maps_move_with_their_image_under_crop_and_flip(root):
