@@ -155,7 +155,9 @@ def table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
 
     head = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     first = next(iter(found.values()))
-    return "\n".join([*head, line("before", first, "before_"), *(line(way, values, "") for way, values in found.items())])
+    return "\n".join(
+        [*head, line("before", first, "before_"), *(line(way, values, "") for way, values in found.items())]
+    )
 
 
 def draw(found: Mapping[str, Mapping[str, Mapping[str, float]]], file: Path) -> None:
