@@ -365,7 +365,7 @@ def test_impossible_wishes_are_refused_before_anything_is_written(tmp_path):
         train(tmp_path / "a", weights="first")
     with pytest.raises(ValueError, match="checkpoint_every=0"):
         train(tmp_path / "a", checkpoint_every=0)
-    with pytest.raises(ValueError, match="weights=best needs a validation"):
+    with pytest.raises(ValueError, match="weights=best needs validation"):
         train(tmp_path / "a", weights="best", limit_val_batches=0)
     with pytest.raises(ValueError, match="dtype=int8: choose one of float32, float16"):
         train(tmp_path / "a", dtype="int8")
