@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import Dataset
 
 from src.data.batch import Record
 from src.data.images import BROKEN, decoded, opened, reason
@@ -34,7 +33,7 @@ from src.data.richhf_format import (
 )
 from src.data.showroom.text import words
 from src.data.showroom.world import Showroom
-from src.data.splits import SPLITS
+from src.data.splits import SPLITS, Source, Split
 from src.data.tfrecord import TFRecordFile, Values, write_tfrecord
 from src.runtime.command import example_command
 from src.runtime.files import new_folder
@@ -53,8 +52,8 @@ class Feedback(NamedTuple):
     aligned_words: list[int]
 
 
-class RichHF:
-    """A Source of the records of the release, joined with images and prompts by the uid in their filename.
+class RichHF(Source):
+    """The records of the release, joined with images and prompts by the uid in their filename.
 
     Records have key (the filename), prompt, image; heatmaps, uint8 (2, size, size) in the order of HEAT_MAPS; scores,
     float32 (4,) in [0, 1] in the order of SCORES; aligned_words, 1 or 0 (misaligned) for each of `words(prompt)`.
@@ -175,7 +174,7 @@ class RichHF:
         return {**known, "image": image, "heatmaps": np.concatenate(maps)}
 
 
-class Rows(Dataset):
+class Rows(Split):
     """One split."""
 
     def __init__(self, source: RichHF, split: str) -> None:
@@ -194,6 +193,9 @@ class Rows(Dataset):
                     raise ValueError(f"{file}, record {row.number + 1}, '{row.key}': {error}.") from None
                 self.source.fault(file, row.number, row.key, str(error))
         raise ValueError(f"{file}: no record can be read, see {self.source.quarantine.path}.")
+
+    def keys(self) -> list[str]:
+        return [row.key for row in self.rows]
 
 
 def _decoded(data: bytes, field: str, name: str, size: int) -> np.ndarray:
