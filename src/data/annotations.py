@@ -1,8 +1,7 @@
-"""Feedback of people on images, one line for each rater, to the data set that `data=richhf` reads.
+"""Aggregates the ratings of several raters to a data set for `data=richhf`: `python -m src.data.annotations TABLE OUT`.
 
-`python -m src.data.annotations TABLE OUT`. Aggregated as in "Rich Human Feedback for Text-to-Image Generation" (CVPR
-2024, arXiv 2312.10240), section 3: discs around points, means over raters, majorities for words. OUT/agreement.json has
-how far the raters agree.
+As in "Rich Human Feedback for Text-to-Image Generation" (CVPR 2024, arXiv 2312.10240), section 3: discs around points,
+means over raters, majority votes on words. OUT/agreement.json has the agreement of the raters.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""RichHF-18K, rich human feedback on generated images, and one's own annotations in its format: `data=richhf`.
+"""RichHF-18K: heat maps, scores and misaligned words of generated images, from human raters (`data=richhf`).
 
 Liang et al., "Rich Human Feedback for Text-to-Image Generation", CVPR 2024, arXiv 2312.10240, section 3. The release,
 https://github.com/google-research-datasets/richhf-18k, lacks the images and prompts, which are Pick-a-Pic's:
@@ -42,7 +42,7 @@ CONSTANT = 10  # records from which on a score that never varies is a fault of t
 
 
 class Feedback(NamedTuple):
-    """A record before its image and maps are read; its number counts from 0."""
+    """The labels and paths of a record; image and maps are read later. `number` counts from 0."""
 
     number: int
     key: str
@@ -119,7 +119,7 @@ class RichHF(Source):
         return Rows(self, name)
 
     def fault(self, file: Path, number: int, key: str, reason: str) -> None:
-        """Raises, or lists, that a record cannot be used."""
+        """Raises ValueError for a bad record, or adds it to the quarantine file."""
         if not self.skip:
             raise ValueError(f"{file}, record {number + 1}, '{key}': {reason}.")
         self.quarantine(file, number + 1, key, reason)

@@ -27,7 +27,7 @@ WORDS_FEATURE = "prompt_misalignment_label"  # "0 1 1": for each word of the pro
 
 
 def uid(name: str) -> str:
-    """The uid in the name of an image file, its stem; a name without the suffix of an image is one."""
+    """The stem of an image file name; names without an image suffix are returned as they are."""
     path = PurePosixPath(name)
     return path.stem if path.suffix.lower() in SUFFIXES else path.name
 
@@ -47,7 +47,7 @@ def find_images(folder: Path) -> dict[str, str]:
 
 
 def parquet_hint(folder: Path) -> str:
-    """What to do with a folder that has parquet files instead."""
+    """Advice for a folder of parquet files; "" for others."""
     there = any(folder.rglob("*.parquet"))
     return "; `python -m src.data.richhf_parquet` copies what is needed out of its parquet files" if there else ""
 

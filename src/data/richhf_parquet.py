@@ -1,7 +1,7 @@
 """The images and prompts of RichHF-18K out of parquet files: `python -m src.data.richhf_parquet PARQUET FOLDER`.
 
-Row groups hold hundreds of images, so that reading single ones in random order would read each group over and over:
-they are copied once, to single files. Needs pyarrow, `pip install -e '.[richhf]'`.
+A row group holds hundreds of images, and random access would read all of it for each image. Therefore the images are
+copied once, to single files. Needs pyarrow: `pip install -e '.[richhf]'`.
 """
 
 import os
@@ -37,7 +37,7 @@ SPLIT_NAMES = {"train": "train", "dev": "val", "val": "val", "validation": "val"
 
 
 def collect(parquet: str, folder: str) -> Path:
-    """Makes `folder` one that `data=richhf` reads, by copying what it needs out of parquet files.
+    """Completes `folder` for `data=richhf` by copying images, prompts and labels out of parquet files.
 
     `parquet`: a file or folder of Pick-a-Pic v1, all of it or some files at a time; `folder` has the TFRecord files of
     the release and gets the images and prompts of their uids. Or a mirror that has joined them: `folder` gets the

@@ -35,7 +35,7 @@ def write(folder: Path, *rows: dict[str, Any] | str) -> Path:
     return table
 
 
-def test_a_disc_has_a_radius_of_a_twentieth_of_the_height():
+def test_disc_map():
     found = disc_map([[10, 20]], 60, 40)  # radius 2, at the corner of four pixels
     assert found[18:22, 8:12].astype(int).tolist() == [[0, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 0]]
     assert found.sum() == 12
@@ -45,7 +45,7 @@ def test_a_disc_has_a_radius_of_a_twentieth_of_the_height():
     assert disc_map([[256, 256]], 512, 512).mean() == pytest.approx(np.pi / 400, rel=2e-3)  # 0.785 % of the image
 
 
-def test_a_heat_map_is_the_mean_of_the_raters():
+def test_heat_map_is_the_mean_over_raters():
     found = heat_map([[[10, 20]], [[11, 20]], []], 60, 40)
     assert found.shape == (40, 60)
     assert found[19, 8:13] * 3 == pytest.approx([1, 2, 2, 2, 1])
@@ -53,18 +53,18 @@ def test_a_heat_map_is_the_mean_of_the_raters():
     assert heat_map([[], []], 4, 4).max() == 0
 
 
-def test_a_word_is_misaligned_if_more_than_half_say_so():
+def test_majority_vote_on_words():
     assert aligned_words([[0, 1], [1], [1, 2]], 4) == [1, 0, 1, 1]
     assert aligned_words([[0], [0, 1]], 2) == [0, 1]  # a tie of two counts as aligned
     assert aligned_words([[0]], 1) == [0]
     assert aligned_words([[], []], 0) == []
 
 
-def test_scores_are_means_between_0_and_1():
+def test_normalized_scores():
     assert normalized([[1, 5, 3, 4], [1, 5, 4, 4], [1, 5, 4, 5]]) == pytest.approx([0, 1, 8 / 12, 10 / 12])
 
 
-def test_agreement_counts_the_largest_difference_of_an_image():
+def test_agreement():
     found = agreement([[[1, 1, 3, 5], [2, 5, 3, 5]], [[1, 3, 3, 4], [1, 3, 3, 5], [3, 3, 3, 4]], [[1, 5, 1, 5]]])
     assert found["plausibility"]["histogram"] == {"0": 0, "0.25": 0.5, "0.5": 0.5, "0.75": 0, "1": 0}
     assert [found[name]["within_0.25"] for name in SCORES] == [0.5, 0.5, 1, 1]
@@ -74,7 +74,7 @@ def test_agreement_counts_the_largest_difference_of_an_image():
     assert (alone["images"], alone["within_0.25"], set(alone["histogram"].values())) == (0, 0, {0})
 
 
-def test_a_table_becomes_the_data_set_that_richhf_reads(tmp_path):
+def test_aggregate_writes_a_richhf_folder(tmp_path):
     rows = [
         {},
         {"rater": "r2", "points_implausible": [[10, 10]], "points_misaligned": [[50, 30]], "overall": 3},
@@ -92,7 +92,7 @@ def test_a_table_becomes_the_data_set_that_richhf_reads(tmp_path):
     assert json.loads((out / "agreement.json").read_text())["plausibility"]["histogram"]["1"] == 1
 
 
-def test_images_of_one_prompt_share_the_split(tmp_path):
+def test_splits_share_no_prompt(tmp_path):
     scores = [dict.fromkeys(SCORES, n % 4 + 1) for n in range(60)]
     rows = [{"image": f"pics/{n}.png", "prompt": f"cat {n % 20}"} | scores[n] for n in range(60)]
     table = write(tmp_path, *rows)
@@ -123,12 +123,12 @@ def test_images_of_one_prompt_share_the_split(tmp_path):
         ({"rater": "r2", "prompt": "a cat hat"}, "line 2: 'pics/a.png' has the prompt 'a yellow cat' before"),
     ],
 )  # fmt: skip
-def test_a_bad_line_is_told_by_file_line_and_value(tmp_path, row, told):
+def test_bad_lines_are_rejected(tmp_path, row, told):
     with pytest.raises(ValueError, match=rf"ratings\.jsonl, {told}"):
         read_ratings(write(tmp_path, {}, row))
 
 
-def test_what_does_not_fit_the_images_is_told(tmp_path):
+def test_points_and_images_are_checked(tmp_path):
     for number, (row, told) in enumerate(
         (
             ({"points_misaligned": [[61, 10]]}, r"'r1' marks \[61, 10\] in 'pics/a\.png', which is 60x40"),

@@ -72,7 +72,7 @@ def listed(root: Path) -> list[tuple[str, int, str, str]]:
     return [(Path(row["file"]).name, row["line"], row["key"], row["reason"]) for row in rows]
 
 
-def test_a_record_has_the_fields_of_the_showroom_in_its_order(root):
+def test_fields_match_the_showroom(root):
     data = source(root)
     assert [len(data.split(name)) for name in ("train", "val", "test")] == [4, 1, 2]
     record = data.split("train")[2]
@@ -97,7 +97,7 @@ def test_a_record_has_the_fields_of_the_showroom_in_its_order(root):
     assert ours["aligned_words"].dtype == theirs["aligned_words"].dtype
 
 
-def test_the_example_is_read_by_the_configured_module_as_the_showroom_gives_it(tmp_path):
+def test_example_folder_through_the_data_module(tmp_path):
     folder = write_example(str(tmp_path / "example"), count=2, size=32)
     config = compose("fit", ["model=rfnet", "data=richhf", f"data.source.folder={folder}", "data.source.size=32"])
     data = build(config.data)
@@ -108,7 +108,7 @@ def test_the_example_is_read_by_the_configured_module_as_the_showroom_gives_it(t
         assert torch.equal(batch[name], value) if isinstance(value, torch.Tensor) else batch[name] == value
 
 
-def test_maps_may_be_jpegs_and_images_of_any_kind_and_orientation(root):
+def test_jpeg_maps_and_exif_orientation(root):
     file = io.BytesIO()
     Image.new("L", (512, 512), 128).save(file, "JPEG")
     rewrite(root, 1, feedback(1, "train", artifact_map=[file.getvalue()]))
@@ -134,7 +134,7 @@ def test_maps_may_be_jpegs_and_images_of_any_kind_and_orientation(root):
         ("", 0),
     ],
 )
-def test_words_are_cut_as_in_the_release(root, prompt, count):
+def test_words_follow_the_rule_of_the_release(root, prompt, count):
     assert len(words(prompt)) == count
     write_prompts(root / "prompts.jsonl", {f"uid-{n}": prompt if n == 3 else "cat 0, yellow" for n in range(7)})
     rewrite(root, 3, feedback(3, "train", " ".join("0" * count)))
@@ -164,7 +164,7 @@ FAULTS: dict[str, tuple[str | dict[str, list[Any]] | Callable[[Path], object], s
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_bad_record_is_told_or_skipped_by_file_record_and_filename(root, name):
+def test_bad_records_raise_or_are_skipped(root, name):
     change, told = FAULTS[name]
     if callable(change):
         change(root)
@@ -181,7 +181,7 @@ def test_a_bad_record_is_told_or_skipped_by_file_record_and_filename(root, name)
     assert [rows[index]["key"] for index in range(len(rows))] == [f"train/uid-{number}.png" for number in (0, 2, 3)]
 
 
-def test_a_damaged_record_is_told_or_skipped(root):
+def test_damaged_records_raise_or_are_skipped(root):
     file = root / FILES["train"]
     second = int(TFRecordFile(file).offsets[1])
     data = bytearray(file.read_bytes())
@@ -199,7 +199,7 @@ def test_a_damaged_record_is_told_or_skipped(root):
 
 
 @pytest.mark.parametrize("what", ["image", "map"])
-def test_what_cannot_be_decoded_is_an_error_or_in_training_skipped(root, what):
+def test_undecodable_images_raise_or_are_replaced_in_training(root, what):
     if what == "image":
         for number in (1, 5):
             (root / f"images/uid-{number}.png").write_bytes(picture(number)[:60])
@@ -216,7 +216,7 @@ def test_what_cannot_be_decoded_is_an_error_or_in_training_skipped(root, what):
 
 
 @pytest.mark.parametrize(("feature", "value"), [("overall_score", 0.0), ("artifact_score", 0.58333)])
-def test_a_copy_with_a_score_that_never_varies_is_refused_by_name(root, feature, value):
+def test_constant_scores_are_rejected(root, feature, value):
     for number in range(7, 17):
         (root / f"images/uid-{number}.png").write_bytes(picture(number))
     write_prompts(root / "prompts.jsonl", {f"uid-{number}": "a b c" for number in range(17)})
@@ -227,7 +227,7 @@ def test_a_copy_with_a_score_that_never_varies_is_refused_by_name(root, feature,
         source(root)
 
 
-def test_a_folder_that_lacks_something_is_refused(root, tmp_path):
+def test_incomplete_folders_are_rejected(root, tmp_path):
     with pytest.raises(ValueError, match=r"there is none of train\.tfrecord, dev\.tfrecord, test\.tfrecord\.$"):
         source(tmp_path / "no")
     (root / FILES["val"]).unlink()
@@ -253,7 +253,7 @@ def test_a_folder_that_lacks_something_is_refused(root, tmp_path):
         source(root)
 
 
-def test_images_and_prompts_may_lie_elsewhere_and_in_a_table(root, tmp_path):
+def test_images_and_prompts_in_other_places(root, tmp_path):
     (root / "images").rename(tmp_path / "elsewhere")
     lines = [f'train/uid-{number}.png,"cat {number}, yellow"' for number in range(7)]
     (tmp_path / "p.csv").write_text("\n".join(["key,prompt", *lines]))
@@ -275,7 +275,7 @@ def pickapic(folder: Path) -> None:
         pq.write_table(table, folder / f"train-0000{part}-of-00002.parquet", row_group_size=2)
 
 
-def test_images_of_pick_a_pic_are_found_by_either_uid_file_by_file(root, tmp_path, capsys):
+def test_collect_from_pick_a_pic_in_parts(root, tmp_path, capsys):
     for file in (root / "images").iterdir():
         file.unlink()
     (root / "prompts.jsonl").unlink()
@@ -316,7 +316,7 @@ def mirror(folder: Path, **change: Any) -> None:
         {"prompt_misalignment_label": str.encode, "image": lambda image: image["bytes"]},
     ],
 )
-def test_a_joined_mirror_becomes_the_release_with_its_images(root, tmp_path, change):
+def test_collect_from_a_joined_mirror(root, tmp_path, change):
     mirror(tmp_path / "mirror/data", **change)
     out = collect(str(tmp_path / "mirror"), str(tmp_path / "out"))
     for split in FILES:
@@ -332,7 +332,7 @@ def test_a_joined_mirror_becomes_the_release_with_its_images(root, tmp_path, cha
         collect(str(tmp_path / "mirror"), str(out))
 
 
-def test_parquet_files_that_cannot_do_are_refused(root, tmp_path):
+def test_unsuitable_parquet_files_are_rejected(root, tmp_path):
     with pytest.raises(ValueError, match="there are no parquet files"):
         collect(str(tmp_path / "no"), str(root))
     file = tmp_path / "train.parquet"
@@ -358,14 +358,14 @@ def test_parquet_files_that_cannot_do_are_refused(root, tmp_path):
         collect(str(tmp_path / "gif"), str(tmp_path / "out"))
 
 
-def test_without_pyarrow_the_error_says_what_to_install(root, tmp_path, monkeypatch):
+def test_missing_pyarrow_is_reported(root, tmp_path, monkeypatch):
     pickapic(tmp_path / "pickapic")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ValueError, match=r"needs pyarrow: pip install -e '\.\[richhf\]'"):
         collect(str(tmp_path / "pickapic"), str(root))
 
 
-def test_maps_move_with_their_image_under_crop_and_flip(root):
+def test_crop_and_flip_move_maps_with_the_image(root):
     """The image's first channel is drawn as its first map: they must stay equal, and no score or label changes."""
     rows = source(root).split("train")
     batch = to_float(collate([rows[index % 4] for index in range(32)]))
@@ -388,7 +388,7 @@ def test_maps_move_with_their_image_under_crop_and_flip(root):
     assert (right > 0).all()  # no flip unless asked for
 
 
-def test_a_crop_shows_80_to_100_percent_of_both_sides():
+def test_crops_cover_80_to_100_percent():
     ramp = torch.linspace(0.5, 99.5, 100) / 100  # a pixel's place
     image = torch.stack([ramp.expand(100, 100), ramp[:, None].expand(100, 100), ramp.expand(100, 100)]).expand(
         400, -1, -1, -1
@@ -408,6 +408,6 @@ def test_a_crop_shows_80_to_100_percent_of_both_sides():
     assert torch.equal(augmented({"image": image}, 0.0, 0.0, crop=0.0)["image"], image)
 
 
-def test_scores_are_named_in_the_releases_order():
+def test_order_of_the_scores():
     assert SCORES == ("plausibility", "alignment", "aesthetics", "overall")
     assert [name.split("_")[0] for name in SCORE_FEATURES] == ["artifact", "misalignment", "aesthetics", "overall"]

@@ -31,12 +31,12 @@ def feature(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(("data", "crc"), [(b"123456789", 0xE3069283), (b"\0" * 32, 0x8A9136AA), (b"", 0)])
-def test_checksums_are_those_of_rfc_3720_masked(data, crc):
+def test_masked_crc_of_known_values(data, crc):
     rotated = int(f"{crc:032b}"[-15:] + f"{crc:032b}"[:-15], 2)
     assert masked_crc(data) == (rotated + 0xA282EAD8) % 2**32
 
 
-def test_a_file_of_tensorflow_is_read_and_written_alike(tmp_path):
+def test_read_and_write_bytes_of_tensorflow(tmp_path):
     file = tmp_path / "a.tfrecord"
     file.write_bytes(FILE)
     records = TFRecordFile(file)
@@ -62,7 +62,7 @@ def test_a_file_of_tensorflow_is_read_and_written_alike(tmp_path):
         (b"", []),
     ],
 )
-def test_lists_are_read_in_every_form_that_is_allowed(content, values):
+def test_packed_unpacked_and_merged_lists(content, values):
     assert parse_example(feature(content)) == {"x": values}
 
 
@@ -78,7 +78,7 @@ def test_lists_are_read_in_every_form_that_is_allowed(content, values):
         (feature(field(3, 2, field(1, 5, b"abcd"))), "an integer of another width"),
     ],
 )
-def test_what_is_no_example_is_a_value_error(data, told):
+def test_invalid_examples_are_rejected(data, told):
     with pytest.raises(ValueError, match=told):
         parse_example(data)
 
@@ -93,13 +93,13 @@ def test_what_is_no_example_is_a_value_error(data, told):
         max_size=5,
     )
 )
-def test_examples_survive_a_round_trip(features):
+def test_example_round_trip(features):
     found = parse_example(serialize_example(features))
     assert found == features
     assert [type(v) for values in found.values() for v in values] == [type(v) for vs in features.values() for v in vs]
 
 
-def test_a_file_cut_anywhere_names_the_record_and_gives_those_before(tmp_path):
+def test_truncation_at_every_byte(tmp_path):
     file = tmp_path / "a.tfrecord"
     for size in range(len(FILE)):
         file.write_bytes(FILE[:size])
@@ -115,7 +115,7 @@ def test_a_file_cut_anywhere_names_the_record_and_gives_those_before(tmp_path):
         assert f"record {number}, at byte {at}" in records.damage
 
 
-def test_a_changed_byte_anywhere_is_found(tmp_path):
+def test_corruption_of_every_byte(tmp_path):
     file = tmp_path / "a.tfrecord"
     for changed in range(len(FILE)):
         data = bytearray(FILE)
@@ -128,7 +128,7 @@ def test_a_changed_byte_anywhere_is_found(tmp_path):
             list(map(TFRecordFile(file).read, range(2)))
 
 
-def test_what_is_no_tfrecord_file_is_told(tmp_path):
+def test_missing_lfs_and_foreign_files_are_rejected(tmp_path):
     with pytest.raises(ValueError, match=r"no\.tfrecord: there is no such file"):
         TFRecordFile(tmp_path / "no.tfrecord")
     (tmp_path / "a.tfrecord").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 158000000\n")

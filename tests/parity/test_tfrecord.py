@@ -37,7 +37,7 @@ def message(values: dict[str, list]) -> bytes:
 CASES = [features(random.Random(seed)) for seed in range(200)]
 
 
-def test_what_tensorflow_writes_is_read_exactly(tmp_path: Path) -> None:
+def test_read_what_tensorflow_writes(tmp_path: Path) -> None:
     data = [message(case) for case in CASES]
     with tf.io.TFRecordWriter(str(tmp_path / "a.tfrecord")) as writer:
         for record in data:
@@ -47,7 +47,7 @@ def test_what_tensorflow_writes_is_read_exactly(tmp_path: Path) -> None:
     assert [records.example(number) for number in range(len(records))] == CASES
 
 
-def test_what_is_written_is_what_tensorflow_writes_and_reads(tmp_path: Path) -> None:
+def test_write_what_tensorflow_reads(tmp_path: Path) -> None:
     data = [message(case) for case in CASES]
     with tf.io.TFRecordWriter(str(tmp_path / "a.tfrecord")) as writer:
         for record in data:
@@ -65,7 +65,7 @@ def test_what_is_written_is_what_tensorflow_writes_and_reads(tmp_path: Path) -> 
         assert found == case
 
 
-def test_scores_and_maps_of_the_release_are_parsed_as_tensorflow_parses_them() -> None:
+def test_parse_single_example() -> None:
     case = {"overall_score": [0.75], "artifact_map": [bytes(range(256))], "prompt_misalignment_label": [b"0 1"]}
     kinds = {"overall_score": tf.float32, "artifact_map": tf.string, "prompt_misalignment_label": tf.string}
     parsed = tf.io.parse_single_example(
