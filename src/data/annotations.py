@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from src.data.batch import HEAT_MAPS, SCORES
-from src.data.images import BROKEN, opened, reason
-from src.data.richhf_format import FILES, IMAGES, PROMPTS, SUFFIXES, png, serialized, uid, write_prompts
+from src.data.images import BROKEN, SUFFIXES, opened, reason
+from src.data.richhf_format import FILES, IMAGES, PROMPTS, png, serialized, uid, write_prompts
 from src.data.showroom.text import words
 from src.data.splits import stamp
 from src.data.tfrecord import write_tfrecord

@@ -13,13 +13,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
+from src.data.images import SUFFIXES
 from src.data.tables import TableReader
 from src.data.tfrecord import serialize_example
 from src.runtime.files import atomic
 
 FILES = {"train": "train.tfrecord", "val": "dev.tfrecord", "test": "test.tfrecord"}  # of each split
 IMAGES, PROMPTS = "images", "prompts.jsonl"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 # In the order of SCORES and HEAT_MAPS. All scores are higher-is-better: two names suggest the opposite.
 SCORE_FEATURES = ("artifact_score", "misalignment_score", "aesthetics_score", "overall_score")
 MAP_FEATURES = ("artifact_map", "misalignment_map")

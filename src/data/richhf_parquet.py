@@ -7,12 +7,10 @@ copied once, to single files. Needs pyarrow: `pip install -e '.[richhf]'`.
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from src.data.richhf_format import (
     FILES,
@@ -29,6 +27,7 @@ from src.data.richhf_format import (
 from src.data.tfrecord import TFRecordFile, write_tfrecord
 from src.runtime.command import example_command
 from src.runtime.files import atomic
+from src.runtime.progress import progress_bar
 
 PICKAPIC = ("image_0_uid", "image_1_uid", "jpg_0", "jpg_1", "caption")
 JOINED = ("filename", "image", *SCORE_FEATURES, *MAP_FEATURES, WORDS_FEATURE)  # and caption or prompt
@@ -55,8 +54,10 @@ def collect(parquet: str, folder: str) -> Path:
     if columns.issuperset(PICKAPIC):
         wanted = _uids(root)
         there = {uid(name) for name in os.listdir(root / IMAGES)}
-        for file in tqdm(files, disable=None):
-            _copy(file, root / IMAGES, wanted, there, prompts)
+        with progress_bar(len(files), unit="file") as bar:
+            for file in files:
+                _copy(file, root / IMAGES, wanted, there, prompts)
+                bar.update()
         print(f"{len(prompts.keys() & wanted)} of {len(wanted)} images are there")
     elif columns.issuperset(JOINED) and columns & {"caption", "prompt"}:
         _convert(files, place, root, prompts)
@@ -119,12 +120,14 @@ def _convert(files: list[Path], place: Path, root: Path, prompts: dict[str, str]
         if (root / FILES[split]).exists():
             raise ValueError(f"{root / FILES[split]} exists; choose another folder.")
         parts.setdefault(split, []).append(file)
-    for split, some in parts.items():
-        write_tfrecord(root / FILES[split], _records(some, root / IMAGES, prompts))
+    with progress_bar(len(files), unit="file") as bar:
+        for split, some in parts.items():
+            write_tfrecord(root / FILES[split], _records(some, root / IMAGES, prompts, bar.update))
 
 
-def _records(files: list[Path], images: Path, prompts: dict[str, str]) -> Iterator[bytes]:
-    for file in tqdm(files, disable=None):
+def _records(files: list[Path], images: Path, prompts: dict[str, str], done: Callable[[], object]) -> Iterator[bytes]:
+    """The records in some files; `done` is called after each file."""
+    for file in files:
         table, number = _open(file), 0
         prompt = "caption" if "caption" in table.schema_arrow.names else "prompt"
         for batch in table.iter_batches(batch_size=16, columns=[*JOINED, prompt]):
@@ -141,6 +144,7 @@ def _records(files: list[Path], images: Path, prompts: dict[str, str]) -> Iterat
                 prompts[uid(name)] = row[prompt]
                 _save(images, uid(name), row["image"], where)
                 yield record
+        done()
 
 
 def _bytes(value: Any) -> bytes:

@@ -62,9 +62,9 @@ def table(metrics: Mapping[str, float]) -> str:
     )
 
 
-def progress_bar(total: int, done: int = 0, desc: str | None = None) -> tqdm:
+def progress_bar(total: int, done: int = 0, desc: str | None = None, unit: str = "ad") -> tqdm:
     """A progress bar in a terminal; otherwise a line every few seconds, and none if it takes only seconds."""
-    how: dict[str, Any] = {"total": total, "initial": done, "desc": desc, "unit": "ad"}
+    how: dict[str, Any] = {"total": total, "initial": done, "desc": desc, "unit": unit}
     if not sys.stderr.isatty():
         how |= {"file": Log(), "mininterval": EVERY, "delay": EVERY, "ascii": True}
     return tqdm(**how)

@@ -210,7 +210,9 @@ def test_undecodable_images_raise_or_are_replaced_in_training(root, what):
     with pytest.raises(ValueError, match=rf"train\.tfrecord, record 2, 'train/uid-1\.png': .*{told}"):
         source(root).split("train")[1]
     data = source(root, on_error="skip")
-    assert data.split("train")[1]["key"] == "train/uid-2.png"
+    for _ in range(2):  # listed once
+        assert data.split("train")[1]["key"] == "train/uid-2.png"
+        assert [place for *place, _ in listed(root)] == [["train.tfrecord", 2, "train/uid-1.png"]]
     with pytest.raises(ValueError, match=r"test\.tfrecord, record 1, 'test/uid-5\.png': "):
         data.split("test")[0]
 
