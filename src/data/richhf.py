@@ -183,9 +183,6 @@ class Rows(Split):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def keys(self) -> list[str]:
-        return [row.key for row in self.rows]
-
     def __getitem__(self, index: int) -> Record:
         count, file = len(self), self.source.records[self.split].path
         for row in (self.rows[(range(count)[index] + step) % count] for step in range(count)):
