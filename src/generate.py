@@ -2,18 +2,23 @@
 
 `out` has <key>.png, the accepted or best image, and one line of manifest.jsonl for each product: key, accepted,
 attempts, value and seed of the image, values of all attempts, prompt, and order (a hash of product, prompt and title).
+images.csv lists the images with products (as placed, in products/), prompts and titles: a table for `src.score`,
+`src.repair` and `src.select`. With `pool=true` the images of all attempts are kept, as <key>.0.png, <key>.1.png, ...
 Failed products are listed in failed.csv. summary.json has the share accepted by attempt, and attempts and UNet calls
 per accepted image. The same command resumes an interrupted run.
 Exit code 0: every product has an image; 1: some products failed; 2: nothing can be generated.
 """
 
+import csv
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
+from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from src.build import build
@@ -21,6 +26,7 @@ from src.config import plain
 from src.data.batch import Record
 from src.data.product_prompts import ProductError, ProductPrompt, placed, read_product_prompts
 from src.diffusion.generator import Generator
+from src.diffusion.guidance import RewardGuidance
 from src.diffusion.recurrent import attempt_seed, recurrent
 from src.rewards.base import Reward
 from src.runtime.checkpoint import fingerprint
@@ -31,6 +37,7 @@ from src.runtime.progress import progress_bar
 from src.runtime.run_output import FailedRow, RunOutput
 
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, in file names or JSON with broken text
+PRODUCTS, TABLE = "products", "images.csv"  # in the output folder
 FREE = ("batch_size", "resume", "device", "threads", "debug", "products", "prompts", "out")
 
 
@@ -54,10 +61,14 @@ def records(
         yield {"key": order.key, "prompt": order.prompt, "title": order.title, "product": product}
 
 
-def generate(generator: Generator, reward: Reward, config: DictConfig) -> tuple[RunOutput, list[dict[str, Any]]]:
+def generate(
+    generator: Generator, reward: Reward, config: DictConfig, guidance: RewardGuidance | None = None
+) -> tuple[RunOutput, list[dict[str, Any]]]:
     """Generates the images; returns the output and the rows of the manifest."""
-    if foreign := sorted(reward.fields - {"product", "prompt", "title"}):
-        raise ValueError(f"{type(reward).__name__} needs {', '.join(foreign)}, which a product folder does not have.")
+    rewards = [reward, *([guidance.reward] if guidance else [])]
+    for used in rewards:
+        if foreign := sorted(used.fields - {"product", "prompt", "title"}):
+            raise ValueError(f"{type(used).__name__} needs {', '.join(foreign)}, which a product folder does not have.")
     for name in ("attempts", "threshold", "scale", "batch_size"):
         if config[name] is None:
             raise ValueError(f"{name}=null: a number is needed.")
@@ -75,16 +86,19 @@ def generate(generator: Generator, reward: Reward, config: DictConfig) -> tuple[
     scheduler = generator.scheduler.config
     settings["generator.scheduler"] = {name: scheduler[name] for name in sorted(scheduler) if not name.startswith("_")}
     settings |= {"generator weights": fingerprint(generator), "reward weights": fingerprint(reward)}
+    if guidance:
+        settings["guidance weights"] = fingerprint(guidance.reward)
     wanted = read_product_prompts(config.products, config.prompts)
     if "title" in reward.fields and not any(order.title for order in wanted):
         raise ValueError(
             f"prompts={config.prompts}: {type(reward).__name__} needs titles; give a table of key,prompt,title."
         )
-    by_key, names = {order.key: order for order in wanted}, {order.key: f"{order.key}.png" for order in wanted}
-    check_names(out, names)
-    files = (out / name for name in names.values())
+    by_key = {order.key: order for order in wanted}
+    images = {order.key: images_of(order.key, config.attempts if config.pool else 0) for order in wanted}
+    check_names(out, {name: name for names in images.values() for name in names})
+    files = (out / name for names in images.values() for name in names)
     output = RunOutput(out, settings, config.resume, [Path(config.prompts)], files)
-    done = output.results(lambda row: (out / f"{row['key']}.png").is_file())
+    done = output.results(lambda row: all((out / name).is_file() for name in images.get(row["key"], ())))
     if other := [key for key, order in by_key.items() if key in done and done[key].get("order") != order.stamp]:
         raise ValueError(
             f"{out}: product, prompt or title of {', '.join(other[:5])} ({len(other)} in all) have changed; choose "
@@ -92,24 +106,50 @@ def generate(generator: Generator, reward: Reward, config: DictConfig) -> tuple[
         )
     waiting = {row: order for row, order in enumerate(wanted, start=1) if order.key not in done}
     generator.to(device, PRECISIONS[config.precision])
-    reward.to(device)
+    for used in rewards:
+        used.to(device)
     asked = records(waiting, reward, size, config, output)
     with precision, progress_bar(len(wanted), len(done)) as bar:
         for job, accepted in recurrent(
-            generator, reward, asked, config.threshold, config.attempts, config.batch_size, config.seed, device
-        ):
-            key, best = job.record["key"], max(job.values)
-            assert job.best is not None
-            with atomic(out / names[key]) as part:
-                to_pil_image(job.best.clamp(0, 1)).save(part, "PNG")
+            generator, reward, asked, config.threshold, config.attempts, config.batch_size, config.seed, device,
+            guidance, config.pool,
+        ):  # fmt: skip
+            key, best = job.record["key"], job.best
+            for name, image in zip(images[key], (job.images[n] for n in sorted(job.images)), strict=True):
+                write(out / name, image)
+            write(out / PRODUCTS / f"{key}.png", torch.from_numpy(job.record["product"]))
             done[key] = {
-                "key": key, "accepted": accepted, "attempts": job.attempts, "value": best, "values": job.values,
-                "seed": attempt_seed(config.seed, job.values.index(best)), "prompt": job.record["prompt"],
+                "key": key, "accepted": accepted, "attempts": job.attempts, "value": job.values[best],
+                "values": job.values, "seed": attempt_seed(config.seed, best), "prompt": job.record["prompt"],
                 "order": by_key[key].stamp,
             }  # fmt: skip
             output.add([done[key]], [])
             bar.update()
+    write_table(out, [(order, done[order.key], images[order.key]) for order in wanted if order.key in done])
     return output, list(done.values())
+
+
+def images_of(key: str, pool: int) -> list[str]:
+    """The files of a product's images: of each of `pool` attempts, or of the best one."""
+    return [f"{key}.{number}.png" for number in range(pool)] or [f"{key}.png"]
+
+
+def write(file: Path, image: Tensor) -> None:
+    """An image (channels, height, width), uint8 or in [0, 1], as PNG."""
+    with atomic(file) as part:
+        to_pil_image(image if image.dtype == torch.uint8 else image.clamp(0, 1)).save(part, "PNG")
+
+
+def write_table(out: Path, rows: list[tuple[ProductPrompt, dict[str, Any], list[str]]]) -> None:
+    """All images as a table that `src.score`, `src.repair` and `src.select` read."""
+    with atomic(out / TABLE) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        table = csv.writer(file)
+        table.writerow(["key", "image", "product", "prompt", "title", "value"])
+        for order, row, names in rows:
+            values = row["values"] if len(names) > 1 else [row["value"]]
+            for name, value in zip(names, values, strict=True):
+                key = name.removesuffix(".png")
+                table.writerow([key, name, f"{PRODUCTS}/{order.key}.png", order.prompt, order.title, value])
 
 
 def summary(rows: list[dict[str, Any]], num_steps: int) -> dict[str, Any]:
@@ -146,7 +186,7 @@ def main(config: DictConfig) -> int:
     if config.generator is None or config.reward is None:
         raise ValueError("generator and reward must not be null.")
     generator, reward = build(config.generator).eval().requires_grad_(False), build(config.reward)
-    output, rows = generate(generator, reward, config)
+    output, rows = generate(generator, reward, config, build(config.guidance))
     stats = summary(rows, generator.num_steps)
     write_json(output.out / "summary.json", stats)
     print("\n".join(lines(stats)))

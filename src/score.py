@@ -1,7 +1,8 @@
 """Scores a table or folder of images with a reward: `python -m src.score reward=rfnet table=ads.csv out=scores.csv`.
 
 `out` (.csv or .jsonl) has one row per scored image in the order of the table: key, value (higher is better) and the
-parts of the reward. Failed rows are listed in `<out>.failed.csv`. `<out>.run.json` records the progress: the same
+parts of the reward. With `maps=DIR`, rewards with heat maps, such as rahf, write them over the images, as
+`DIR/<name>/<key>.png`. Failed rows are listed in `<out>.failed.csv`. `<out>.run.json` records the progress: the same
 command resumes an interrupted run with the same batches, so that both tables are byte-identical to those of an
 uninterrupted run. Formats of tables and folders: `src/data/ads.py`.
 Exit code 0: all rows were scored; 1: some failed; 2: nothing can be scored.
@@ -21,16 +22,18 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from omegaconf import DictConfig
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 
 from src.build import build
 from src.config import plain
-from src.data.ads import Ads, Folder, Row, RowError, Table
+from src.data.ads import SUFFIXES, Ads, Folder, Row, RowError, Table
 from src.data.batch import Batch, Record, collate, to_float
+from src.figures.heat_maps import overlay
 from src.rewards.base import Reward
 from src.runtime.checkpoint import fingerprint
 from src.runtime.command import command
 from src.runtime.device import autocast, torch_device
-from src.runtime.files import TABLES
+from src.runtime.files import TABLES, atomic, check_names, new_folder
 from src.runtime.progress import progress_bar
 from src.runtime.run_output import FailedRow, RunOutput
 
@@ -66,14 +69,31 @@ def read(ads: Ads, rows: list[Row], max_size: int | None, pin: bool) -> Chunk:
 
 
 @torch.inference_mode()
-def judged(reward: Reward, chunk: Chunk, device: torch.device) -> list[tuple[list[int], list[str], dict[str, Tensor]]]:
-    """Row numbers, keys and named scores of each batch; on a GPU they may still be computed."""
+def judged(
+    reward: Reward, chunk: Chunk, device: torch.device, maps: Path | None = None
+) -> list[tuple[list[int], list[str], dict[str, Tensor]]]:
+    """Row numbers, keys and named scores of each batch; on a GPU they may still be computed. Writes heat maps."""
     results = []
     for numbers, batch in chunk.batches:
         moved = to_float(move_data_to_device(batch, device))
         score = reward(moved["image"], moved)
+        if maps:
+            write_maps(maps, reward.heat_maps(moved["image"], moved), moved)
         results.append((numbers, batch["key"], {"value": score.value} | score.parts))
     return results
+
+
+def write_maps(folder: Path, maps: dict[str, Tensor], batch: Batch) -> None:
+    """Writes heat maps over their images."""
+    for name, values in maps.items():
+        for key, image, heat in zip(batch["key"], batch["image"], values, strict=True):
+            with atomic(folder / map_name(name, key)) as part:
+                to_pil_image(overlay(image, heat)).save(part, "PNG")
+
+
+def map_name(name: str, key: str) -> str:
+    """The file of a heat map, relative to its folder; a key may be the name of an image file."""
+    return f"{name}/{Path(key).with_suffix('') if Path(key).suffix.lower() in SUFFIXES else key}.png"
 
 
 def score(
@@ -83,6 +103,7 @@ def score(
     batch_size: int,
     device: torch.device,
     max_size: int | None = None,
+    maps: Path | None = None,
 ) -> None:
     """Scores all rows that the output does not have yet, `batch_size` rows at a time."""
     done = output.progress.rows
@@ -92,7 +113,7 @@ def score(
     with progress_bar(max(ads.total, done), done) as bar:
         waiting: deque[tuple[Chunk, Any]] = deque()
         for chunk in loaded:  # a GPU computes this chunk while the previous one is written
-            waiting.append((chunk, judged(reward, chunk, device)))
+            waiting.append((chunk, judged(reward, chunk, device, maps)))
             if len(waiting) > gpu:
                 bar.update(_write(output, *waiting.popleft()))
         for pair in waiting:
@@ -117,10 +138,16 @@ def main(config: DictConfig) -> int:
         "max_size": config.max_size,
         "precision": config.precision,
     }
+    if config.maps:
+        check_names(Path(config.maps), {row.key: map_name("map", row.key) for row in ads if not row.problem})
+        settings["maps"] = str(Path(config.maps).resolve())
     output = RunOutput(out, settings, config.resume, inputs=[place])
+    if config.maps and not output.progress.rows:
+        new_folder(config.maps)
     if not output.progress.complete:
         with precision:
-            score(reward.to(device), ads, output, config.batch_size, device, config.max_size)
+            maps = Path(config.maps) if config.maps else None
+            score(reward.to(device), ads, output, config.batch_size, device, config.max_size, maps)
     return output.report(f"scored in {out}")
 
 
@@ -135,6 +162,10 @@ def _parts(config: DictConfig) -> tuple[Reward, Ads]:
     if config.reward is None:
         raise ValueError("reward=null: choose a reward.")
     reward: Reward = build(config.reward)
+    if config.maps and type(reward).heat_maps is Reward.heat_maps:
+        raise ValueError(f"maps={config.maps}: {type(reward).__name__} has no heat maps.")
+    if config.maps and config.folder and Path(config.maps).resolve().is_relative_to(Path(config.folder).resolve()):
+        raise ValueError(f"maps={config.maps} is inside folder={config.folder}, which is read; choose another folder.")
     ads = Table(Path(config.table), reward.fields) if config.table else Folder(Path(config.folder), reward.fields)
     return reward, ads
 

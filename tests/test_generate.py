@@ -346,3 +346,25 @@ def test_tune_on_a_product_folder_and_generate(regularizer, trainable, words, tm
     tuned = f"generator.folder={tmp_path / 'run/checkpoint'}"
     assert command(monkeypatch, *shown, tuned, *shop(tmp_path, 6), f"out={tmp_path / 'ads'}", "attempts=1") == 0
     assert len(manifest(tmp_path / "ads")) == 6
+
+
+def test_a_pool_keeps_all_attempts_and_lists_them_in_a_table(words, tmp_path, monkeypatch):
+    out = tmp_path / "pool"
+    places = [*shop(tmp_path, 2), f"out={out}", "attempts=3", "threshold=-100", "pool=true"]
+    assert command(monkeypatch, *words, *places) == 0
+    assert sorted(path.name for path in out.glob("*.png")) == [f"p{i}.{n}.png" for i in range(2) for n in range(3)]
+    rows = {row["key"]: row for row in manifest(out)}
+    with (out / "images.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["key"] for row in table] == [f"p{i}.{n}" for i in range(2) for n in range(3)]
+    for row in table:
+        key, number = row["key"].split(".")
+        assert float(row["value"]) == rows[key]["values"][int(number)]
+        assert (row["prompt"], row["title"], row["product"]) == ("a red room", f"Chair {key[1]}", f"products/{key}.png")
+        image, product = pixels(out / row["image"]), pixels(out / row["product"])
+        assert np.abs(image - product[..., :3])[product[..., 3] == 255].max() <= 1
+    (out / "p0.1.png").unlink()
+    assert command(monkeypatch, *words, *places) == 0
+    assert (out / "p0.1.png").exists()
+    with (out / "images.csv").open(newline="") as file:
+        assert [row["image"] for row in csv.DictReader(file)] == [row["image"] for row in table]

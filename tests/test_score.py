@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
+from src.build import build
 from src.config import CONF
 from src.data.ads import Ads, Folder, Table
 from src.data.batch import CLASSES, Batch, collate, to_float
+from src.figures.heat_maps import overlay
 from src.models.rfnet.reward import RFNetReward
 from src.rewards.base import Reward, Score
 from src.runtime.run_output import RunOutput
@@ -292,3 +295,30 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path, nets: dict[
     ended = subprocess.run(["bash", "-c", line], cwd=CONF.parent, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[-1] == f"score: [Errno 27] File too large: '{tmp_path / 'scores.csv'}'"
+
+
+def test_heat_maps_are_written_over_the_images(tmp_path: Path, monkeypatch, capsys, nets: dict[str, str]) -> None:
+    file = fill(tmp_path / "ads", 3)
+    file.write_text(file.read_text().replace("title", "prompt").replace("ad1,", "rooms/ad1.png,"))
+    made, maps = tiny.rahf(tmp_path / "nets"), tmp_path / "maps"
+    arguments = ["reward=rahf", f"reward.checkpoint={made['checkpoint']}", f"table={file}", "device=cpu", "threads=1"]
+    arguments += [f"out={tmp_path / 'scores.csv'}", f"maps={maps}"]
+    assert command(monkeypatch, arguments) == 0
+    assert sorted(str(path.relative_to(maps)) for path in maps.rglob("*.png")) == [
+        f"{name}/{key}.png" for name in ("implausibility", "misalignment") for key in ("ad0", "ad2", "rooms/ad1")
+    ]
+    assert Image.open(maps / "implausibility/ad0.png").size == (16, 12)
+    reward = build(OmegaConf.merge(OmegaConf.load(CONF / "reward" / "rahf.yaml"), made))
+    record = next(iter(Table(file, frozenset({"prompt"}))))
+    image = torch.from_numpy(Table(file, frozenset({"prompt"})).read(record)["image"]).float() / 255
+    with torch.no_grad():
+        heat = reward.heat_maps(image[None], {"prompt": ["chair 0"]})["implausibility"][0]
+    drawn = np.asarray(Image.open(maps / "implausibility/ad0.png")).transpose(2, 0, 1) / 255
+    assert np.abs(drawn - overlay(image, heat).numpy()).max() < 0.02
+    assert command(monkeypatch, [*arguments, "resume=false"]) == 2
+    assert "maps is not empty" in capsys.readouterr().err
+    assert command(monkeypatch, words(nets, f"table={fill(tmp_path / 'other', 1)}", f"maps={tmp_path / 'none'}")) == 2
+    assert "RFNetReward has no heat maps" in capsys.readouterr().err
+    file.write_text(file.read_text().replace("rooms/ad1.png,", "../ad1.png,"))
+    assert command(monkeypatch, [*arguments[:-2], f"out={tmp_path / 'b.csv'}", f"maps={tmp_path / 'b'}"]) == 2
+    assert "the key '../ad1.png' leads out of the folder" in capsys.readouterr().err

@@ -6,7 +6,7 @@ and a user's fine-tuned model run the same code, and diffusers' pipelines load t
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -150,6 +150,22 @@ class Generator(nn.Module):
         text = self.words([self.negative_prompt] * len(product) + list(batch["prompt"]))
         return Conditions(text, outline(product).to(latents), product, latents, background, noise)
 
+    @torch.no_grad()
+    def masked(self, batch: Batch, images: Tensor, mask: Tensor, seed: int | Sequence[int] = 0) -> Conditions:
+        """The conditions under which the region `mask` of `images` is generated anew, and the rest stays.
+
+        batch: as for `encode`, of which the product's outline and the prompt are used. images: (batch, 3, height,
+        width) in [0, 1]. mask: bool (batch, 1, height, width); latents that it touches are generated.
+        """
+        kept = 1 - mask.to(images)
+        touched = F.max_pool2d(mask.to(images), self.cell)
+        return replace(
+            self.encode(batch, seed),
+            product=torch.cat([images, kept], dim=1),
+            latents=self.latents(images),
+            background=touched,
+        )
+
     def latents(self, images: Tensor) -> Tensor:
         """Scaled latents (batch, channels, h, w) of images (batch, 3, height, width) in [0, 1], in their dtype."""
         coded = self.vae.encode((2 * images - 1).to(self.vae.dtype)).latent_dist.mode()
@@ -216,12 +232,23 @@ class Generator(nn.Module):
             known = b**0.5 * known + (1 - b) ** 0.5 * conditions.noise
         return conditions.background * moved + (1 - conditions.background) * known
 
-    def rollout(self, conditions: Conditions, stop: int, start: int = 0, x: Tensor | None = None) -> Tensor:
-        """The latents before step `stop`, starting from x at step `start`, or from the initial noise."""
+    def rollout(
+        self,
+        conditions: Conditions,
+        stop: int,
+        start: int = 0,
+        x: Tensor | None = None,
+        steer: Callable[[Tensor, Tensor, int], Tensor] | None = None,
+    ) -> Tensor:
+        """The latents before step `stop`, starting from x at step `start`, or from the initial noise.
+
+        steer: changes the noise estimate, given (x, estimate, step index).
+        """
         x = conditions.noise if x is None else x
-        with self._embedded(conditions) as conditions:
+        with self._embedded(conditions) as embedded:
             for i in range(start, stop):
-                x = self.step(x, self.guide(*self.noise(x, i, conditions)), i, conditions)
+                eps = self.guide(*self.noise(x, i, embedded))
+                x = self.step(x, steer(x, eps, i) if steer else eps, i, conditions)
         return x
 
     @contextmanager
@@ -248,9 +275,9 @@ class Generator(nn.Module):
         return image * (1 - alpha) + conditions.product[:, :3] * alpha
 
     @torch.no_grad()
-    def sample(self, conditions: Conditions) -> Tensor:
-        """Generated images (batch, 3, height, width) in [0, 1]."""
-        return self.image(self.rollout(conditions, self.num_steps), conditions)
+    def sample(self, conditions: Conditions, steer: Callable[[Tensor, Tensor, int], Tensor] | None = None) -> Tensor:
+        """Generated images (batch, 3, height, width) in [0, 1]; `steer` as in `rollout`."""
+        return self.image(self.rollout(conditions, self.num_steps, steer=steer), conditions)
 
     def save(self, folder: str | Path) -> None:
         """Writes the folder of a diffusers ControlNet inpainting pipeline."""

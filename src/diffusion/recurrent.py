@@ -12,6 +12,7 @@ from torch import Tensor
 
 from src.data.batch import Record, collate, to_float
 from src.diffusion.generator import Generator
+from src.diffusion.guidance import RewardGuidance
 from src.rewards.base import Reward
 
 
@@ -21,7 +22,12 @@ class Job:
 
     record: Record
     values: list[float] = field(default_factory=list)
-    best: Tensor | None = None  # the image with the highest value, (3, height, width) in [0, 1]
+    images: dict[int, Tensor] = field(default_factory=dict)  # by attempt, (3, height, width) in [0, 1]
+
+    @property
+    def best(self) -> int:
+        """The attempt with the highest value."""
+        return max(range(len(self.values)), key=self.values.__getitem__)
 
     @property
     def attempts(self) -> int:
@@ -37,11 +43,14 @@ def recurrent(
     batch_size: int,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    guidance: RewardGuidance | None = None,
+    keep_all: bool = False,
 ) -> Iterator[tuple[Job, bool]]:
     """Yields each product in order of completion, and whether its image was accepted.
 
     An image is accepted if its value is at least `threshold`; otherwise the best of all attempts is returned. The noise
-    of attempt n depends on the product's key and `attempt_seed(seed, n)` only.
+    of attempt n depends on the product's key and `attempt_seed(seed, n)` only. `guidance` steers the sampling. With
+    `keep_all` every attempt is made and its image kept.
     """
     if attempts < 1 or batch_size < 1:
         raise ValueError(f"attempts={attempts} and batch_size={batch_size} must be at least 1.")
@@ -52,15 +61,21 @@ def recurrent(
             return
         batch = move_data_to_device(to_float(collate([job.record for job in slots])), device)
         with torch.no_grad():
-            images = generator.sample(generator.encode(batch, [attempt_seed(seed, job.attempts) for job in slots]))
+            conditions = generator.encode(batch, [attempt_seed(seed, job.attempts) for job in slots])
+            images = generator.sample(conditions, guidance and guidance.steer(generator, conditions, batch))
             values = reward(images, {name: batch[name] for name in reward.fields}).value.tolist()
         for job, image, value in zip(slots, images.cpu(), values, strict=True):
-            if not job.values or value > max(job.values):
-                job.best = image
             job.values.append(value)
-        done = [job for job in slots if job.values[-1] >= threshold or job.attempts >= attempts]
-        slots = [job for job in slots if not (job.values[-1] >= threshold or job.attempts >= attempts)]
-        yield from ((job, job.values[-1] >= threshold) for job in done)
+            if keep_all:
+                job.images[job.attempts - 1] = image
+            elif job.best == job.attempts - 1:
+                job.images = {job.best: image}
+        accepted = [job.values[-1] >= threshold for job in slots]
+        spent = [job.attempts >= attempts for job in slots]
+        stops = spent if keep_all else [a or s for a, s in zip(accepted, spent, strict=True)]
+        done = [(job, max(job.values) >= threshold) for job, stop in zip(slots, stops, strict=True) if stop]
+        slots = [job for job, stop in zip(slots, stops, strict=True) if not stop]
+        yield from done
 
 
 def attempt_seed(seed: int, attempt: int) -> int:

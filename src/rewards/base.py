@@ -38,6 +38,10 @@ class Reward(nn.Module, ABC):
     def score(self, images: Tensor, batch: Batch) -> Score:
         """The score of float32 `images`; `batch` has all `fields`."""
 
+    def heat_maps(self, images: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """By name, where an image is good or bad, (batch, h, w) in [0, 1]; of any size. A reward may have none."""
+        return {}
+
     def forward(self, images: Tensor, batch: Batch) -> Score:
         """The score of RGB `images` (batch, 3, height, width) in [0, 1] of any size; float32, also under autocast.
 

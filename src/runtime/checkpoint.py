@@ -76,7 +76,7 @@ def save(
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}: choose from {', '.join(DTYPES)}.")
     folder = Path(folder)
-    state = {} if system.own_layout else system.net.state_dict()
+    state = {} if system.own_layout else _untied(system.net)
     weights = {key: _stored(key, value, DTYPES[dtype]) for key, value in state.items()}
     for key, value in system.net.state_dict().items() if system.own_layout else ():
         _stored(key, value, DTYPES[dtype])  # raises before anything is written
@@ -148,7 +148,7 @@ def model_config(folder: str | Path) -> dict[str, Any]:
 def load_weights(net: nn.Module, folder: str | Path) -> None:
     """Loads the weights of a checkpoint folder into `net`, cast to its types; all keys and shapes must match."""
     file = located(folder) / WEIGHTS
-    state, own = read_weights(file), net.state_dict()
+    state, own = read_weights(file), _untied(net)
     problems = [
         f"{what} {', '.join(keys[:SHOWN])}{f' and {len(keys) - SHOWN} more' if len(keys) > SHOWN else ''}"
         for what, keys in (
@@ -164,7 +164,7 @@ def load_weights(net: nn.Module, folder: str | Path) -> None:
     ]  # fmt: skip
     if problems:
         raise ValueError(f"{file} does not fit {type(net).__name__}: it {'; '.join(problems)}.")
-    net.load_state_dict(state)
+    net.load_state_dict(state, strict=False)  # tied weights have one name in the file
 
 
 def read_weights(file: str | Path) -> dict[str, Tensor]:
@@ -249,6 +249,17 @@ def fingerprint(net: nn.Module, without: Container[str] = ()) -> str:
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _untied(net: nn.Module) -> dict[str, Tensor]:
+    """The state dict, in which a tensor with several names, such as tied embeddings, has only the first."""
+    names: dict[Any, str] = {}
+    state = net.state_dict()
+    return {
+        key: value
+        for key, value in state.items()
+        if not value.numel() or names.setdefault((value.data_ptr(), value.shape), key) == key
+    }
 
 
 def _stored(key: str, value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -55,9 +55,9 @@ def test_every_product_leaves_once_with_its_first_accepted_picture_or_its_best(g
         assert job.attempts == (4 if first is None else first + 1)
         assert job.values == pytest.approx(expected[: job.attempts], abs=1e-5)
         best = max(range(job.attempts), key=job.values.__getitem__)
-        assert job.best is not None
+        assert list(job.images) == [job.best] == [best]
         picture, _ = alone(generator, job.record["key"], attempt_seed(3, best))
-        torch.testing.assert_close(job.best, picture, atol=1e-5, rtol=0)
+        torch.testing.assert_close(job.images[best], picture, atol=1e-5, rtol=0)
     assert {accepted for _, accepted in done} == {True, False}
     assert reward.sizes == rounds(
         [job.attempts for _, job in sorted([(job.record["key"], job) for job, _ in done], key=lambda pair: pair[0])], 3
@@ -89,3 +89,15 @@ def test_products_are_read_only_as_slots_become_free(generator):
     assert next(recurrent(generator, Redness(), [], 0.0, 1, 4), None) is None
     with pytest.raises(ValueError, match="attempts=0 and batch_size=4 must be at least 1"):
         next(recurrent(generator, Redness(), [], 0.0, 0, 4))
+
+
+def test_a_pool_has_the_images_of_all_attempts(generator):
+    done = list(recurrent(generator, Redness(), records(3), -10.0, attempts=3, batch_size=2, seed=3, keep_all=True))
+    assert sorted(job.record["key"] for job, _ in done) == ["p0", "p1", "p2"]
+    for job, accepted in done:
+        assert accepted
+        assert sorted(job.images) == [0, 1, 2]
+        for attempt, image in job.images.items():
+            expected, value = alone(generator, job.record["key"], attempt_seed(3, attempt))
+            torch.testing.assert_close(image, expected, atol=1e-5, rtol=0)
+            assert job.values[attempt] == pytest.approx(value, abs=1e-5)

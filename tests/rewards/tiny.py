@@ -34,6 +34,20 @@ RFNET = {
         "width": 16, "num_heads": 2, "num_layers": 1, "feedforward": 16,
     },
 }  # fmt: skip
+RAHF = {
+    "_target_": "src.models.rahf.system.RAHFSystem",
+    "image_encoder": {
+        "_target_": "src.models.layers.ImageEncoderSettings", "name": "test_resnet", "size": 32, "grid": 4,
+    },
+    "prompt_model": {
+        "_target_": "src.models.rahf.net.PromptModelSettings", "name": "src/data/showroom/t5", "max_tokens": 24,
+        "options": {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_decoder_layers": 1},
+    },
+    "heads": {
+        "_target_": "src.models.rahf.net.HeadSettings",
+        "map_convs": [16], "map_deconvs": [16, 16], "score_convs": [16], "score_dense": [16],
+    },
+}  # fmt: skip
 
 
 def checkpoint(folder: Path, model: dict[str, Any], seed: int = 0) -> str:
@@ -50,6 +64,10 @@ def rfnet(folder: Path, **changes: Any) -> dict[str, str]:
         "depth": checkpoint(folder / "depth", DEPTH),
         "saliency": checkpoint(folder / "saliency", SALIENCY),
     }
+
+
+def rahf(folder: Path) -> dict[str, Any]:
+    return {"checkpoint": checkpoint(folder / "rahf", RAHF)}
 
 
 def mix(folder: Path) -> dict[str, Any]:

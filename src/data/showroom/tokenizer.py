@@ -3,7 +3,8 @@
 Writes tokenizers and configurations, no weights. `src/data/showroom/text/`, for titles: WordPiece and a two-layer BERT;
 whole numbers up to 400 are words of their own ("49x61x118 cm" reads 49 x 61 x 118 cm), other unknown words fall apart
 into characters. `src/data/showroom/prompt/`, for prompts: CLIP's byte pairs, merged until every word of the showroom is
-one token, and a two-layer CLIP text model.
+one token, and a two-layer CLIP text model. `src/data/showroom/t5/`, for prompts with marked words: WordPiece and
+a small T5.
 """
 
 import csv
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, CLIPTextConfig, CLIPTokenizer, PreTrainedTokenizerFast
+from transformers import BertConfig, CLIPTextConfig, CLIPTokenizer, PreTrainedTokenizerFast, T5Config
 
+from src.data.batch import HEAT_MAPS, SCORES
 from src.data.showroom.rooms import COLOURS, MATERIALS, STYLES
 from src.data.showroom.text import BRANDS, NOUNS, PATTERN_WORDS, PRAISE
 
@@ -86,7 +88,23 @@ def prompt_tokenizer(texts: list[str]) -> CLIPTokenizer:
     return bytes_only.train_new_from_iterator(texts, vocab_size=5000, show_progress=False)
 
 
-def main(folder: Path = HERE / "text", prompt_folder: Path = HERE / "prompt") -> None:
+def t5_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """WordPiece of lower-case words, which `_0` may follow; T5's special tokens, </s> at the end."""
+    special = ["<pad>", "</s>", "<unk>"]
+    words = sorted({word for text in texts for word in re.findall(r"[^\W_]+", text.lower())})
+    pieces = [*SYMBOLS, *(f"##{symbol}" for symbol in f"{SYMBOLS}_"), *MARKS, *(f"##{mark}" for mark in MARKS), *words]
+    vocab = {token: row for row, token in enumerate(dict.fromkeys([*special, *pieces]))}
+    fast = Tokenizer(models.WordPiece(vocab, unk_token="<unk>", continuing_subword_prefix="##"))  # pyright: ignore
+    fast.normalizer = normalizers.BertNormalizer(lowercase=True)  # pyright: ignore[reportAttributeAccessIssue]
+    fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    fast.decoder = decoders.WordPiece(cleanup=False)  # pyright: ignore[reportAttributeAccessIssue]
+    fast.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", vocab["</s>"])])  # pyright: ignore
+    return PreTrainedTokenizerFast(
+        tokenizer_object=fast, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", padding_side="right"
+    )
+
+
+def main(folder: Path = HERE / "text", prompt_folder: Path = HERE / "prompt", t5_folder: Path = HERE / "t5") -> None:
     words = tokenizer(texts())
     words.save_pretrained(folder)
     BertConfig(
@@ -115,6 +133,21 @@ def main(folder: Path = HERE / "text", prompt_folder: Path = HERE / "prompt") ->
         pad_token_id=pairs.pad_token_id,
     ).save_pretrained(prompt_folder)
     print(f"wrote {prompt_folder}: {len(pairs)} tokens")
+    marked: Any = t5_tokenizer([*prompts(), *HEAT_MAPS, *SCORES, "heatmap score"])
+    marked.save_pretrained(t5_folder)
+    T5Config(
+        vocab_size=-(-len(marked) // 8) * 8,
+        d_model=128,
+        d_kv=32,
+        d_ff=384,
+        num_layers=3,
+        num_decoder_layers=2,
+        num_heads=4,
+        decoder_start_token_id=marked.pad_token_id,  # pyright: ignore[reportCallIssue]
+        pad_token_id=marked.pad_token_id,
+        eos_token_id=marked.eos_token_id,
+    ).save_pretrained(t5_folder)
+    print(f"wrote {t5_folder}: {len(marked)} tokens")
 
 
 if __name__ == "__main__":
