@@ -24,26 +24,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from yaml import YAMLError
 
-from src.build import build, targets
+from src.build import build, loadable, targets
+from src.runtime.card import ABOUT, card
 from src.runtime.files import atomic, write_json
 from src.runtime.system import System
 
 WEIGHTS, CONFIG, METRICS, CARD = "model.safetensors", "config.yaml", "metrics.json", "README.md"
-ABOUT: tuple[str, ...] = (
-    "title",
-    "what",
-    "use",
-    "limits",
-    "data",
-    "command",
-    "time",
-    "machine",
-    "licence",
-)  # what a card must say
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-LOAD = """from src.runtime.checkpoint import load
-
-system = load("path/of/this/folder")  # in eval mode; every weight must fit"""
 SHOWN = 5  # keys named in an error
 ROOT = Path(__file__).parents[2]
 
@@ -106,6 +93,7 @@ def round_weights(net: nn.Module, dtype: str) -> None:
                 weight.copy_(_stored(name, weight, DTYPES[dtype]))
 
 
+@loadable
 def load(folder: str | Path, device: str | torch.device = "cpu") -> System:
     """The system of a checkpoint folder, in eval mode on `device`; the global random state does not change.
 
@@ -179,58 +167,6 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{file} is truncated or not a safetensors file: {error}") from None
     except Exception as error:  # torch.load raises many kinds of errors
         raise ValueError(f"{file} cannot be read as plain weights: {str(error).splitlines()[0]}") from None
-
-
-def card(system: System, metrics: Mapping[str, float | None], about: Mapping[str, str], dtype: str) -> str:
-    """The model card, in Markdown."""
-    parameters = sum(parameter.numel() for parameter in system.net.parameters())
-    rows = [f"| {name} | {'-' if value is None else format(value, '.4g')} |" for name, value in metrics.items()]
-    return f"""---
-license: {about["licence"].partition(":")[0].lower()}
-library_name: pytorch
----
-# {about["title"]}
-
-{about["what"]}
-
-{parameters:,} parameters, stored as {dtype}; `{type(system).__module__}.{type(system).__qualname__}`.
-
-## Intended use
-
-{about["use"]}
-
-## Limits
-
-{about["limits"]}
-
-## Data
-
-{about["data"]}
-
-## Training
-
-```
-{about["command"]}
-```
-
-Time: {about["time"]}. Machine: {about["machine"]}.
-
-## Metrics
-
-| metric | value |
-|---|---|
-{chr(10).join(rows) or "| none measured | |"}
-
-## How to load
-
-```python
-{about.get("load", LOAD)}
-```
-
-## Licence
-
-{about["licence"]}
-"""
 
 
 def licence_of(folder: str | Path) -> str:

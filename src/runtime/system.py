@@ -22,7 +22,7 @@ class System(L.LightningModule, ABC):
     targets: frozenset[str] = frozenset()  # fields it is trained or evaluated on, which the data set must provide
     classes: tuple[str, ...] = ()  # names of its labels, which must equal those of the data set; empty: no labels
     monitor: tuple[str, str] | None = None  # metric that selects the best weights, and "min" or "max"
-    card: Mapping[str, str] = {}  # texts of the model card by name (`ABOUT`)
+    card: Mapping[str, str] = {}  # texts of the model card by name (`src.runtime.card.ABOUT`)
     own_layout = False  # True: `save_weights` writes the layout of another library, which the constructor reads
     net: Any  # an nn.Module
     lr: float  # peak learning rate

@@ -175,6 +175,13 @@ def test_a_foreign_configuration_builds_nothing_but_systems_and_reads_no_environ
     assert not out.exists()
 
 
+def test_a_configuration_may_load_another_folder(folder):
+    config = folder.parent / "config.yaml"
+    config.write_text(json.dumps({"model": {"_target_": "src.runtime.checkpoint.load", "folder": str(folder)}}))
+    (folder.parent / checkpoint.WEIGHTS).write_bytes((folder / checkpoint.WEIGHTS).read_bytes())
+    assert isinstance(checkpoint.load(folder.parent), Saliency)
+
+
 def test_no_folder_is_said(tmp_path):
     with pytest.raises(ValueError, match=r"no checkpoint folder .*nowhere"):
         checkpoint.load(tmp_path / "nowhere")

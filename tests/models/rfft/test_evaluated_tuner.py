@@ -10,7 +10,7 @@ from src.diffusion.generator import load_generator
 from src.models.rfft.regularizers import ConsistentCondition
 from src.models.rfft.steps import LateRandom
 from src.models.rfft.system import RFFT
-from src.runtime.checkpoint import card
+from src.runtime.card import card
 from tests.diffusion import tiny
 from tests.models.rfft.test_system import Redness, data
 
@@ -49,7 +49,7 @@ def test_the_card_names_generator_reward_and_regularizer_and_the_generators_lice
     assert told["what"] == f"{tuned}: reward Redness, regularizer ConsistentCondition (beta 0.5)."
     assert told["licence"] == f"Other: that of {folder}, from whose weights these were trained."
     about = {"title": "t", "data": "d", "command": "c", "time": "t", "machine": "m", **told}
-    assert card(system, {}, about, "float32").startswith("---\nlicense: other\n")
+    assert card(system, {}, about, "float32").startswith("---\nlibrary_name: pytorch\nlicense: other\n---\n")
     assert "licence" not in RFFT(tiny.generator(), Redness(), ConsistentCondition(0.5), LateRandom(0.5)).card
 
 
