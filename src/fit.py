@@ -32,6 +32,7 @@ from src.data.module import AdData
 from src.data.splits import SPLITS
 from src.runtime import checkpoint
 from src.runtime.command import command
+from src.runtime.finite import FiniteUpdates
 from src.runtime.progress import Lines, duration, table
 from src.runtime.resume import AtomicIO, LastCheckpoint, StepSeed, open_run
 from src.runtime.system import System
@@ -80,13 +81,14 @@ def fit(system: System, data: AdData, config: dict[str, Any]) -> dict[str, float
     if weights == "best" and not sizes["val"]:
         raise ConfigError("weights=best needs validation, but the val split has no records.")
     keeper = LastCheckpoint(out / "last.ckpt", config.get("checkpoint_every", 200))
+    updates = FiniteUpdates(config.get("nonfinite", "stop"))
     if config.get("init") and system.own_layout:
         raise ConfigError(f"init={config['init']}: the initial weights of a generator are those of generator.folder.")
     if config.get("init") and not (config["resume"] and (out / "last.ckpt").is_file()):
         checkpoint.load_weights(system.net, config["init"])
     last = open_run(out, config)
 
-    trainer = new_trainer(out, config, system.monitor, [keeper, StepSeed(config["seed"])])
+    trainer = new_trainer(out, config, system.monitor, [keeper, StepSeed(config["seed"]), updates])
     trainer.fit(system, data, ckpt_path=last, weights_only=True)
     if weights == "best" and not (out / "best.ckpt").is_file():
         warnings.warn("weights=best: the run ended before the first validation; using the last weights.", stacklevel=2)
@@ -110,6 +112,7 @@ def fit(system: System, data: AdData, config: dict[str, Any]) -> dict[str, float
     metrics = {name: float(value) for name, value in measured.items()}
     if trainer.is_global_zero:
         spent = f"{duration(keeper.seconds)} for {trainer.global_step} steps"
+        spent += f", of which {updates.skipped} were skipped" if updates.skipped else ""
         asked = data.measured_rows(trainer, sizes["test"]) if tests else 0
         about = describe(system, data, sizes, asked, config, spent, machine(device, trainer.world_size))
         checkpoint.save(out / "checkpoint", system.cpu().eval(), config["model"], metrics, about, dtype)

@@ -122,7 +122,7 @@ def configuration(out: Path, resume: bool, **change: Any) -> dict[str, Any]:
     trainer = {"accelerator": "cpu", "devices": 1, "max_epochs": 3, "val_check_interval": 3, "log_every_n_steps": 1}
     trainer |= {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
     data = {"num_workers": change.pop("num_workers", 0)}
-    keys = ("checkpoint_every", "weights", "init", "data", "seed", "dtype")
+    keys = ("checkpoint_every", "weights", "init", "data", "seed", "dtype", "nonfinite")
     own = {key: change.pop(key) for key in keys if key in change}
     config = {"out": str(out), "seed": 3, "resume": resume, "init": None, "checkpoint_every": 4, "data": data}
     return config | own | {"model": {"_target_": "src.x.Tiny"}, "trainer": trainer | change}
@@ -248,19 +248,43 @@ def test_a_torn_state_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [1, 7])
-def test_non_finite_weights_stop_the_run_and_keep_the_last_good_state(bad, tmp_path, monkeypatch):
-    whole_step, count = Tiny.training_step, iter(range(100))
+def test_a_non_finite_loss_stops_the_run_which_resumes_without_that_update(bad, tmp_path, monkeypatch):
+    whole_step = Tiny.training_step
 
     def step(self, batch):
-        return whole_step(self, batch) * (torch.nan if next(count) == bad else 1)
+        return whole_step(self, batch) * (torch.nan if self.trainer.global_step == bad else 1)
 
     monkeypatch.setattr(Tiny, "training_step", step)
-    with pytest.raises(ValueError, match=r"the weights are no longer finite.*keeps step"):
-        train(tmp_path, max_epochs=9)
-    state = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    with pytest.raises(
+        ValueError, match=rf"step {bad}: the loss is NaN or infinite \(images (\d+, ){{3}}\d+\); no weight"
+    ):
+        train(tmp_path / "a")
+    state = torch.load(tmp_path / "a/last.ckpt", weights_only=True)
     assert state["global_step"] == bad // 4 * 4
     assert all(value.isfinite().all() for value in state["state_dict"].values())
-    assert not (tmp_path / "checkpoint").exists()
+    assert not (tmp_path / "a/checkpoint").exists()
+    for name in ("a", "b"):  # resumed and unbroken
+        with pytest.warns(UserWarning, match=f"step {bad}: the loss is NaN or infinite"):
+            train(tmp_path / name, resume=name == "a", nonfinite="skip")
+    assert outcome(tmp_path / "a") == outcome(tmp_path / "b")
+    assert "for 18 steps, of which 1 were skipped." in (tmp_path / "a/checkpoint/README.md").read_text()
+
+
+def test_non_finite_weights_are_not_saved(tmp_path, monkeypatch):
+    def overflow(self, outputs, batch, batch_idx):
+        if self.trainer.global_step == 4:
+            self.net[1].weight.data[0, 0] = torch.inf
+
+    monkeypatch.setattr(Tiny, "on_train_batch_end", overflow)
+    with pytest.raises(ValueError, match=r"step 4: net\.1\.weight is NaN or infinite; .*last\.ckpt keeps step 0"):
+        train(tmp_path)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 0
+
+
+def test_an_unknown_value_of_nonfinite_is_rejected_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="nonfinite=warn: choose stop or skip"):
+        train(tmp_path / "a", nonfinite="warn")
+    assert not (tmp_path / "a").exists()
 
 
 def test_sigterm_says_how_to_resume(tmp_path):

@@ -14,6 +14,7 @@ from src.data.batch import Record, collate, to_float
 from src.diffusion.generator import Generator
 from src.diffusion.guidance import RewardGuidance
 from src.rewards.base import Reward
+from src.runtime.finite import require_finite
 
 
 @dataclass
@@ -50,7 +51,7 @@ def recurrent(
 
     An image is accepted if its value is at least `threshold`; otherwise the best of all attempts is returned. The noise
     of attempt n depends on the product's key and `attempt_seed(seed, n)` only. `guidance` steers the sampling. With
-    `keep_all` every attempt is made and its image kept.
+    `keep_all` every attempt is made and its image kept. Raises ValueError with the keys of non-finite images or rewards.
     """
     if attempts < 1 or batch_size < 1:
         raise ValueError(f"attempts={attempts} and batch_size={batch_size} must be at least 1.")
@@ -63,7 +64,9 @@ def recurrent(
         with torch.no_grad():
             conditions = generator.encode(batch, [attempt_seed(seed, job.attempts) for job in slots])
             images = generator.sample(conditions, guidance and guidance.steer(generator, conditions, batch))
-            values = reward(images, {name: batch[name] for name in reward.fields}).value.tolist()
+            require_finite(images, "generated images", batch["key"])
+            scores = reward(images, {name: batch[name] for name in reward.fields}).value
+            values = require_finite(scores, "rewards", batch["key"]).tolist()
         for job, image, value in zip(slots, images.cpu(), values, strict=True):
             job.values.append(value)
             if keep_all:

@@ -5,27 +5,28 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.classification import binary_average_precision
+from torchmetrics.functional.classification import (
+    binary_average_precision,
+    binary_f1_score,
+    binary_precision,
+    binary_recall,
+    multiclass_f1_score,
+    multiclass_recall,
+)
 from torchmetrics.utilities import dim_zero_cat
 
 
 def calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> Tensor:
     """Expected calibration error (Guo et al., ICML 2017): mean over samples of their bin's |confidence - accuracy|.
 
-    `confidence` (samples,) in [0, 1], `correct` (samples,) bool; equal bins, open at the left as 0.1 < c <= 0.2. In
-    [0, 1], smaller is better; 0 without samples.
+    `confidence` (samples,) in [0, 1], `correct` (samples,) of 0 and 1; equal bins, open at the left as 0.1 < c <= 0.2.
+    In [0, 1], smaller is better; 0 without samples. (In torchmetrics: float32 sums, bins open at the right.)
     """
     confidence, correct = confidence.cpu(), correct.cpu()  # Apple's GPUs have no float64
     place = (confidence.double() * bins).ceil().long().sub(1).clamp(0, bins - 1)
     gap = torch.zeros(bins, dtype=torch.float64)
     gap.index_add_(0, place, confidence.double() - correct.double())
     return (gap.abs().sum() / max(len(confidence), 1)).float()
-
-
-def precision_recall_f1(predicted: Tensor, true: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Precision, recall and F1 of bool (samples,) against bool (samples,); what has no sample to count on is 0."""
-    hits, found, there = (predicted & true).sum(), predicted.sum(), true.sum()
-    return hits / found.clamp_min(1), hits / there.clamp_min(1), 2 * hits / (found + there).clamp_min(1)
 
 
 def availability_metrics(
@@ -37,26 +38,26 @@ def availability_metrics(
     p(available) >= threshold, or without one what it is the likeliest class of. AP is 0 without an available sample.
     accuracy and macro_f1: of the likeliest class; classes that are neither predicted nor true are left out of the mean.
     recall_<class>: for the classes that occur. availability_ece: of p(available); ece: of the likeliest class's
-    probability.
+    probability. Raises ValueError for non-finite probabilities.
     """
-    available = list(classes).index("available")
+    available, size = list(classes).index("available"), len(classes)
+    if bad := int((~probabilities.isfinite()).any(dim=1).sum()):
+        raise ValueError(f"the probabilities of {bad} of {len(labels)} rows are not finite.")
     confidence, predicted = probabilities.max(dim=1)
-    p, true = probabilities[:, available], labels == available
-    chosen = predicted == available if threshold is None else p >= threshold
-    precision, recall, f1 = precision_recall_f1(chosen, true)
-    ap = binary_average_precision(p, true.long()) if true.any() else p.new_zeros(())
-    per_class = [precision_recall_f1(predicted == c, labels == c) for c in range(len(classes))]
-    counted = [c for c in range(len(classes)) if ((predicted == c) | (labels == c)).any()]
+    p, true = probabilities[:, available], (labels == available).long()
+    chosen = (predicted == available if threshold is None else p >= threshold).long()
+    occurs = labels.bincount(minlength=size) > 0
+    recall = multiclass_recall(predicted, labels, size, average="none")
     return {
-        "availability_precision": precision,
-        "availability_recall": recall,
-        "availability_f1": f1,
-        "availability_ap": ap,
+        "availability_precision": binary_precision(chosen, true),
+        "availability_recall": binary_recall(chosen, true),
+        "availability_f1": binary_f1_score(chosen, true),
+        "availability_ap": binary_average_precision(p, true) if occurs[available] else p.new_zeros(()),
         "availability_ece": calibration_error(p, true),
         "accuracy": (predicted == labels).float().mean(),
-        "macro_f1": torch.stack([per_class[c][2] for c in counted]).mean(),
+        "macro_f1": multiclass_f1_score(predicted, labels, size),
         "ece": calibration_error(confidence, predicted == labels),
-        **{f"recall_{classes[c]}": per_class[c][1] for c in range(len(classes)) if (labels == c).any()},
+        **{f"recall_{classes[c]}": recall[c] for c in range(size) if occurs[c]},
     }
 
 

@@ -101,3 +101,13 @@ def test_a_pool_has_the_images_of_all_attempts(generator):
             expected, value = alone(generator, job.record["key"], attempt_seed(3, attempt))
             torch.testing.assert_close(image, expected, atol=1e-5, rtol=0)
             assert job.values[attempt] == pytest.approx(value, abs=1e-5)
+
+
+def test_non_finite_images_and_rewards_are_an_error_with_their_keys(generator, monkeypatch):
+    monkeypatch.setattr(Redness, "score", lambda self, images, batch: Score(images.mean(dim=(1, 2, 3)) / 0, {}))
+    with pytest.raises(ValueError, match=r"^rewards: NaN or infinite for 2 of 2 images \(p0, p1\)"):
+        next(recurrent(generator, Redness(), records(2), 0.5, attempts=2, batch_size=2))
+    broken = tiny.generator(num_steps=2)
+    torch.nn.init.constant_(broken.vae.decoder.conv_out.weight, torch.nan)
+    with pytest.raises(ValueError, match=r"^generated images: NaN or infinite for 2 of 2 images \(p0, p1\)"):
+        next(recurrent(broken, Redness(), records(2), 0.5, attempts=2, batch_size=2))

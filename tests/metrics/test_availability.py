@@ -84,6 +84,15 @@ def test_batches_add_up(predictions):
     assert {k: float(v) for k, v in metric.compute().items()} == {k: float(v) for k, v in whole.items()}
 
 
+def test_non_finite_probabilities_are_an_error(predictions):
+    probabilities, labels = predictions
+    probabilities[[4, 17, 17], [0, 1, 2]] = torch.nan
+    metric = Availability(CLASSES)
+    metric.update(probabilities, labels)
+    with pytest.raises(ValueError, match="the probabilities of 2 of 300 rows are not finite"):
+        metric.compute()
+
+
 def test_needs_a_class_named_available():
     with pytest.raises(ValueError, match="good, bad: none is 'available'"):
         Availability(("good", "bad"))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from src.data.batch import PADDING, Batch
 from src.models.layers import ImageEncoder, ImageEncoderSettings
+from src.runtime.finite import require_finite
 from src.runtime.system import System
 
 
@@ -76,7 +77,9 @@ class AttributeReader(System):
         sizes = {name: len(values) for name, (_, values) in self.attributes.items()}
         self.net = AttributeNet(sizes, image_encoder, width)
         self.flip, self.lr, self.weight_decay, self.warmup = flip, lr, weight_decay, warmup
-        self.hits: dict[str, list[Tensor]] = {}
+        self.register_buffer("counts", torch.zeros(len(self.attributes), 2, dtype=torch.long), persistent=False)
+
+    counts: Tensor  # (attributes, 2): images that show what their prompt names, images whose prompt names a value
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Logits (batch, values) by attribute."""
@@ -89,11 +92,16 @@ class AttributeReader(System):
             for name, (ends, values) in self.attributes.items()
         }
 
-    def followed(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """1 where the image shows what its prompt names, 0 where not, nan where nothing is named; (batch,) each."""
-        labels, logits = self.labels(prompts), self(images)
+    def followed(self, images: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """1 where the image shows what its prompt names, 0 where not, -100 where nothing is named; (batch,) each.
+
+        Reads prompt and key of `batch`. Raises ValueError with the keys of images with non-finite logits.
+        """
+        labels, logits = self.labels(batch["prompt"]), self(images)
+        for name, values in logits.items():
+            require_finite(values, f"{name} logits", batch["key"])
         return {
-            name: torch.where(label < 0, torch.nan, (logits[name].argmax(dim=1) == label).float())
+            name: torch.where(label < 0, label, (logits[name].argmax(dim=1) == label).long())
             for name, label in labels.items()
         }
 
@@ -112,11 +120,15 @@ class AttributeReader(System):
         return torch.stack(losses or [0 * logit.sum() for logit in logits.values()]).mean()
 
     def evaluation_step(self, batch: Batch, split: str) -> None:
-        for name, hit in self.followed(batch["image"], batch["prompt"]).items():
-            self.hits.setdefault(name, []).append(hit)
+        hits = torch.stack(list(self.followed(batch["image"], batch).values()))
+        self.counts += torch.stack([(hits == 1).sum(dim=1), (hits >= 0).sum(dim=1)], dim=1)
 
     def evaluation_end(self, split: str) -> None:
-        shares = {name: torch.cat(hits).nanmean() for name, hits in self.hits.items()}
-        self.log_dict({f"{split}/{name}": share for name, share in shares.items()}, sync_dist=True)
-        self.log(f"{split}/accuracy", torch.stack(list(shares.values())).nanmean(), sync_dist=True)
-        self.hits = {}
+        """Logs the share of correct images of each attribute and the mean of the shares, over all processes."""
+        counts = self.all_gather(self.counts).reshape(-1, *self.counts.shape).sum(dim=0)  # pyright: ignore
+        shares = {name: hit / named for name, (hit, named) in zip(self.attributes, counts, strict=True) if named}
+        self.counts.zero_()
+        if not shares:
+            raise ValueError(f"no prompt of the {split} split names one of {', '.join(self.attributes)}.")
+        shares["accuracy"] = torch.stack(list(shares.values())).mean()
+        self.log_dict({f"{split}/{name}": share for name, share in shares.items()})

@@ -16,6 +16,7 @@ from torchvision.utils import save_image
 
 from src.data.batch import Batch
 from src.diffusion.generator import part_of
+from src.runtime.finite import require_finite
 from src.runtime.system import System
 
 
@@ -126,7 +127,7 @@ class Autoencoder(System):
 
     def evaluation_step(self, batch: Batch, split: str) -> None:
         images = batch["image"]
-        decoded = self(images).clamp(0, 1)
+        decoded = require_finite(self(images), "decoded images", batch["key"]).clamp(0, 1)
         psnr = peak_signal_noise_ratio(decoded, images, 1.0, reduction="elementwise_mean", dim=(1, 2, 3))
         ssim: Any = structural_similarity_index_measure(decoded, images, data_range=1.0)
         values = {f"{split}/l1": (decoded - images).abs().mean(), f"{split}/psnr": psnr, f"{split}/ssim": ssim}

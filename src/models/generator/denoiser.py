@@ -15,6 +15,7 @@ from src.diffusion.generator import Generator
 from src.diffusion.noise import keyed_noise, seeded_generator
 from src.figures.images import draw_images
 from src.models.generator.tuner import Tuner, squared
+from src.runtime.finite import require_finite
 
 
 class Denoiser(Tuner):
@@ -114,8 +115,8 @@ class Denoiser(Tuner):
         keys, clean = batch["key"], self.net.latents(batch["image"])
         noise = keyed_noise(0, keys, clean.shape[1:]).to(clean)
         t = torch.stack([torch.randint(len(self.alpha_bars), (), generator=seeded_generator(1, key)) for key in keys])
-        loss = self.loss(clean, noise, t.to(clean.device), batch["prompt"], outline(batch["product"])).mean()
-        self.log(f"{split}/loss", loss, batch_size=len(keys), sync_dist=True)
+        loss = self.loss(clean, noise, t.to(clean.device), batch["prompt"], outline(batch["product"]))
+        self.log(f"{split}/loss", require_finite(loss, "losses", keys).mean(), batch_size=len(keys), sync_dist=True)
 
     def report(self, data: Any, folder: Path) -> list[Path]:
         """Writes `samples.png`: images generated for the first test products, not selected."""

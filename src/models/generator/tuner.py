@@ -79,7 +79,7 @@ class Tuner(System):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        if self.ema:
+        if self.ema:  # not diffusers' EMAModel: its first decay is 0, and it is not a module, so not part of a state
             step = self.trainer.global_step
             decay = min(self.ema, (1 + step) / (10 + step))  # smaller at first, to forget the initial weights
             with torch.no_grad():

@@ -16,6 +16,7 @@ from src.models.perception.dpt import aligned, depth_loss, new_dpt, pretrained_d
 from src.models.perception.u2net import WIDTHS as U2NET_WIDTHS
 from src.models.perception.u2net import saliency_loss, u2net
 from src.runtime.checkpoint import CONFIG, load, located, read_weights
+from src.runtime.finite import require_finite
 from src.runtime.system import System
 
 RANK_SIZE = 64  # size of the maps for Spearman: torchmetrics overflows above 2^16 tied pixels
@@ -124,7 +125,8 @@ class Perception(System):
         self.log(f"{split}/loss", loss, batch_size=len(images), prog_bar=split == "train", sync_dist=split != "train")
         if split != "train":
             metrics: Any = self.metrics[split]
-            self.update(metrics, self.finish(raw, target.shape[-2:]), target)
+            maps = require_finite(self.finish(raw, target.shape[-2:]), f"{self.target} maps", batch["key"])
+            self.update(metrics, maps, target)
             for name, metric in metrics.items():
                 self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, batch_size=len(images))
         return loss
@@ -188,7 +190,7 @@ class Depth(Perception):
 
         AbsRel and delta_1 divide by the target and are undefined for relative inverse depth, which contains 0.
         """
-        return {"mae": MeanAbsoluteError(), "aligned_mae": MeanAbsoluteError(), "spearman": MeanMetric()}
+        return {"mae": MeanAbsoluteError(), "aligned_mae": MeanAbsoluteError(), "spearman": MeanMetric("error")}
 
     def update(self, metrics: nn.ModuleDict, prediction: Tensor, target: Tensor) -> None:
         near, truth = (resize(maps, (RANK_SIZE, RANK_SIZE)).flatten(1) for maps in (prediction, target))

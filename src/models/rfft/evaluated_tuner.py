@@ -58,7 +58,7 @@ class EvaluatedTuner(Tuner):
                 told = {f"{prefix}{name}".removeprefix("test/"): float(value[row]) for name, value in measures.items()}
                 self.rows.setdefault(key, {"prompt": batch["prompt"][row]}).update(told)
         for name, value in measures.items():
-            told = ~value.isnan()  # prompts that name none of the attributes are left out
+            told = ~value.isnan()  # NaN: undefined for the product; NaN from a network is an error
             self.log(
                 f"{prefix}{name}", value[told].sum() / told.sum().clamp_min(1), batch_size=int(told.sum()),
                 on_step=False, on_epoch=True, sync_dist=True,

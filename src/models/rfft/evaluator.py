@@ -13,6 +13,7 @@ from src.data.batch import Batch
 from src.diffusion.generator import Generator
 from src.metrics.diversity import between_prompt_diversity, within_prompt_dissimilarity, within_prompt_diversity
 from src.rewards.base import Reward
+from src.runtime.finite import require_finite
 
 
 @runtime_checkable
@@ -24,8 +25,8 @@ class Reader(Protocol):
     @property
     def attributes(self) -> Mapping[str, Any]: ...
 
-    def followed(self, images: Tensor, prompts: Sequence[str], /) -> dict[str, Tensor]:
-        """1 where an image shows what its prompt names, 0 where not, NaN where it names nothing; (batch,) each."""
+    def followed(self, images: Tensor, batch: Batch, /) -> dict[str, Tensor]:
+        """1 where an image shows what its prompt names, 0 where not, -100 where it names nothing; (batch,) each."""
         ...
 
 
@@ -36,6 +37,9 @@ class Evaluator(nn.Module):
     `attributes` named in the prompt that the reader recognizes. diversity: `within_prompt_diversity` in the reader's
     features, between_prompts: `between_prompt_diversity` in them, over the products of the batch; dissimilarity:
     `within_prompt_dissimilarity` of the images themselves. Images depend on (seed, key) alone.
+
+    A measure is NaN only where it is undefined: attribute_accuracy if the prompt names no attribute, between_prompts in
+    a batch of one.
 
     Args:
         judge: a reward whose value is log p(available), of checkpoints that no reward uses; None: not measured.
@@ -79,23 +83,30 @@ class Evaluator(nn.Module):
     def forward(
         self, generator: Generator, batch: Batch, reward: Reward | None = None
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """The measures by name, `reward`'s value among them, and the images (tries, batch, 3, height, width)."""
+        """The measures by name, `reward`'s value among them, and the images (tries, batch, 3, height, width).
+
+        Raises ValueError with the keys of non-finite images, rewards, values of the judge, logits or features.
+        """
+        keys = batch["key"]
         tries = torch.stack(
             [generator.sample(generator.encode(batch, self.seed + number)) for number in range(self.tries)]
         )
         found: dict[str, list[Tensor]] = {}
         features = []
         for images in tries:
+            require_finite(images, "generated images", keys)
             if reward is not None:
-                found.setdefault("reward", []).append(reward(images, {f: batch[f] for f in reward.fields}).value)
+                value = reward(images, {field: batch[field] for field in reward.fields}).value
+                found.setdefault("reward", []).append(require_finite(value, "rewards", keys))
             if self.judge is not None:
                 log_p = self.judge(images, {field: batch[field] for field in self.judge.fields}).value
+                require_finite(log_p, "values of the judge", keys)
                 found.setdefault("availability", []).append((log_p.exp() >= self.threshold).float())
             if self.reader is not None:
-                followed = self.reader.followed(images, batch["prompt"])
-                counted = torch.stack([followed[name] for name in self.attributes])
-                found.setdefault("attribute_accuracy", []).append(counted.nanmean(dim=0))
-                features.append(self.reader.net.features(images))
+                followed = self.reader.followed(images, batch)
+                hits = torch.stack([followed[name] for name in self.attributes])  # (attributes, batch)
+                found.setdefault("attribute_accuracy", []).append((hits == 1).sum(dim=0) / (hits >= 0).sum(dim=0))
+                features.append(require_finite(self.reader.net.features(images), "features", keys))
         measures = {name: torch.stack(values).mean(dim=0) for name, values in found.items()}
         measures["dissimilarity"] = within_prompt_dissimilarity(tries)
         if features:

@@ -198,4 +198,5 @@ class RFFT(EvaluatedTuner):
     def losses(self, score: Score, penalty: Tensor) -> tuple[Tensor, Tensor]:
         """F_AC, or the hinge loss, and the mean penalty."""
         loss = -score.value if self.hinge is None else (self.hinge - score.value).clamp_min(0)
+        loss = loss.where(score.value.isfinite(), torch.nan)  # a hinge would hide an infinite value
         return loss.mean(), penalty.mean()

@@ -24,6 +24,7 @@ from src.models.layers import ImageEncoderSettings
 from src.models.rfnet.layers import TextEncoderSettings
 from src.models.rfnet.net import INPUTS, FusionSettings, RFNet
 from src.models.rfnet.report import draw_report
+from src.runtime.finite import require_finite
 from src.runtime.schedules import SCHEDULES
 from src.runtime.system import System
 
@@ -110,6 +111,7 @@ class RFNetSystem(System):
         loss = F.cross_entropy(logits / self.net.temperature, labels)
         self.log(f"{split}/loss", loss, batch_size=len(labels), prog_bar=split == "train", sync_dist=split != "train")
         if split != "train":
+            require_finite(logits, "logits", batch["key"])
             for metric in (self.metrics[split], self.counts[split]):
                 metric.update((logits / self.net.temperature).softmax(dim=1), labels)  # pyright: ignore
         return loss
@@ -136,7 +138,7 @@ class RFNetSystem(System):
         """Uncalibrated logits (images, classes) and labels (images,), on the CPU, of batches on this device."""
         training = self.training
         self.eval()
-        pairs = [(self.net(batch).cpu(), batch["label"].cpu()) for batch in batches]
+        pairs = [(require_finite(self.net(b), "logits", b["key"]).cpu(), b["label"].cpu()) for b in batches]
         self.train(training)
         logits, labels = zip(*pairs, strict=True)
         return torch.cat(logits), torch.cat(labels)

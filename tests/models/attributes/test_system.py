@@ -1,10 +1,10 @@
 """The attribute reader: what a prompt names, what a picture shows, and the share of it that agrees."""
 
-import math
 from typing import Any
 
 import lightning as L
 import numpy as np
+import pytest
 import torch
 
 from src.build import build
@@ -81,10 +81,20 @@ def test_it_learns_and_says_which_images_follow_their_prompts():
     assert float(trainer.callback_metrics["val/accuracy"]) == 1  # lights, which no prompt names, do not count
     reader.eval()
     images = next(iter(data.batches("test")))["image"][:2]  # red, blue
-    followed = reader.followed(images, ["red wall", "red wall, warm light"])
+    asked = {"prompt": ["red wall", "red wall, warm light"], "key": ["a", "b"]}
+    followed = reader.followed(images, asked)
     assert followed["wall"].tolist() == [1, 0]
-    assert math.isnan(float(followed["light"][0]))
-    assert float(followed["light"][1]) in (0, 1)
+    assert int(followed["light"][0]) == -100
+    assert int(followed["light"][1]) in (0, 1)
+    with pytest.raises(ValueError, match=r"^wall logits: NaN or infinite for 1 of 2 images \(b\)"):
+        reader.followed(torch.stack([images[0], images[1] * torch.nan]), asked)
+
+    class Silent(Walls):
+        def split(self, name):
+            return [record | {"prompt": "a chair"} for record in super().split(name)]
+
+    with pytest.raises(ValueError, match="no prompt of the test split names one of wall, light"):
+        trainer.test(reader, AdData(Silent(), batch_size=8, num_workers=0), verbose=False)
 
 
 def test_a_batch_that_names_nothing_has_a_loss_of_zero():

@@ -139,3 +139,10 @@ def test_what_lies_in_a_folder_of_old_is_gone_after_saving(tmp_path):
     (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"torn")
     with pytest.raises(ValueError, match=r"no AutoencoderKL could be loaded"):
         load(tmp_path)
+
+
+def test_non_finite_decoded_images_are_an_error_with_their_keys():
+    system, batch = autoencoder(), {"key": ["a", "b"], "image": torch.rand(2, 3, 32, 32)}
+    batch["image"][1, 0, 5, 5] = torch.nan
+    with pytest.raises(ValueError, match=r"^decoded images: NaN or infinite for 1 of 2 images \(b\)"):
+        system.evaluation_step(batch, "val")

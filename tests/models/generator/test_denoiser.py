@@ -228,3 +228,10 @@ def test_wrong_values_are_refused_by_name():
     state = denoiser(trainable="unet").state_dict()
     with pytest.raises(ValueError, match="another trainable part than controlnet"):
         denoiser(trainable="controlnet").load_state_dict(state)
+
+
+def test_non_finite_losses_are_an_error_with_their_keys():
+    (batch,) = data().batches("val")
+    batch["image"][1, 0, 5, 5] = torch.nan
+    with pytest.raises(ValueError, match=rf"^losses: NaN or infinite for 1 of 2 images \({batch['key'][1]}\)"):
+        denoiser().evaluation_step(batch, "val")

@@ -405,7 +405,8 @@ def blobs(count: int) -> list[dict[str, Tensor]]:
     for i in range(count):
         truth = torch.zeros(1, 32, 32)
         truth[:, 4 + i % 8 : 20 + i % 8, 6 + i % 5 : 22 + i % 5] = 1
-        records.append({"image": (0.2 + 0.6 * truth + 0.05 * torch.rand(3, 32, 32)), "depth": truth, "saliency": truth})
+        image = 0.2 + 0.6 * truth + 0.05 * torch.rand(3, 32, 32)
+        records.append({"key": f"{i}", "image": image, "depth": truth, "saliency": truth})
     return records
 
 
@@ -429,6 +430,14 @@ def test_training_learns_and_is_measured(make, names: set[str]) -> None:
         mae = (mae + (system(rest["image"]) - rest[system.target]).abs().mean().item()) / 2
     assert after["test/mae"] == pytest.approx(mae, rel=1e-3)
     assert runner.optimizers[0].param_groups[0]["lr"] < 1e-3  # the schedule came down
+
+
+@pytest.mark.parametrize("make", [depth, saliency])
+def test_non_finite_maps_are_an_error_with_their_keys(make) -> None:
+    records = blobs(3)
+    records[1]["image"][0, 4, 4] = torch.nan
+    with pytest.raises(ValueError, match=r"^(depth|saliency) maps: NaN or infinite for 1 of 3 images \(1\)"):
+        trainer(1).test(make(), DataLoader(records, batch_size=3), verbose=False)  # pyright: ignore[reportArgumentType]
 
 
 def test_endless_training_is_refused() -> None:

@@ -9,6 +9,7 @@ import torch
 from src.metrics.diversity import between_prompt_diversity, within_prompt_dissimilarity, within_prompt_diversity
 from src.models.rfft.evaluator import Evaluator
 from src.models.rfnet.reward import RFNetReward
+from src.rewards.base import Reward, Score
 from src.runtime.checkpoint import load
 from tests.diffusion import tiny
 from tests.models.attributes.test_system import TINY as READER
@@ -73,6 +74,33 @@ def test_the_pictures_are_the_same_again_and_for_a_part_of_the_batch(folders):
     names = {"availability", "attribute_accuracy", "diversity", "between_prompts", "dissimilarity"}
     assert set(measures) == names
     assert set(Evaluator()(generator, batch)[0]) == {"dissimilarity"}
+
+
+class Third(Reward):
+    """Its value of a batch's third image is NaN."""
+
+    fields = frozenset()
+
+    def score(self, images, batch):
+        value = torch.where(torch.arange(len(images)) == 2, torch.nan, -images.mean(dim=(1, 2, 3)))
+        return Score(value, {})
+
+
+def test_non_finite_values_are_an_error_with_their_keys(folders):
+    generator, batch = tiny.generator(), ads()
+    with pytest.raises(ValueError, match=rf"^rewards: NaN or infinite for 1 of 3 images \({batch['key'][2]}\)"):
+        Evaluator()(generator, batch, Third())
+    with pytest.raises(ValueError, match=r"^values of the judge: NaN or infinite for 1 of 3 images"):
+        Evaluator(Third())(generator, batch)
+    reader = read(folders["reader"])
+    torch.nn.init.constant_(reader.net.heads["light"].weight, torch.nan)
+    with pytest.raises(
+        ValueError, match=rf"^light logits: NaN or infinite for 3 of 3 images \({', '.join(batch['key'])}\)"
+    ):
+        Evaluator(None, reader)(generator, batch)
+    generator.vae.decoder.conv_out.weight.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"^generated images: NaN or infinite for 3 of 3 images"):
+        Evaluator()(generator, batch)
 
 
 def test_unfit_members_are_refused(folders):

@@ -535,7 +535,7 @@ def test_the_loss_is_the_mean_over_the_views():
 
 def train(
     out, resume: bool = False, steps: StepPolicy | None = None, regularizer: Regularizer | None = None,
-    precision: str = "32-true", **change: Any,
+    precision: str = "32-true", nonfinite: str = "stop", **change: Any,
 ):  # fmt: skip
     L.seed_everything(0, verbose=False)
     system = rfft(
@@ -544,9 +544,36 @@ def train(
         **{"lr": 5e-3, "ema": 0.8, "reward_augmentation": RewardAugmentation(1, 2, 0.5, 0.01)} | change,
     )
     node = {"_target_": "src.models.rfft.system.RFFT", "generator": {}}
-    config = configuration(out, model=node, resume=resume)
+    config = configuration(out, model=node, resume=resume, nonfinite=nonfinite)
     config["trainer"]["precision"] = precision
     return fit(system, data(), config), system
+
+
+class Broken(Redness):
+    """The value of one image is `bad` in the second training step."""
+
+    def __init__(self, bad: float) -> None:
+        super().__init__()
+        self.bad, self.calls = bad, 0
+
+    def score(self, images: Tensor, batch: Batch) -> Score:
+        score = super().score(images, batch)
+        self.calls += torch.is_grad_enabled()
+        row = torch.arange(len(images)) == (1 if torch.is_grad_enabled() and self.calls == 3 else -1)
+        return Score(torch.where(row, self.bad, score.value), score.parts)
+
+
+@pytest.mark.parametrize(("bad", "hinge"), [(torch.nan, None), (torch.inf, None), (torch.inf, 0.0)])
+def test_a_non_finite_reward_stops_the_run_or_is_skipped_and_counted(bad, hinge, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"step 1: the loss is NaN or infinite \(images train-\d+, train-\d+\); no weight"
+    ):
+        train(tmp_path / "a", reward=Broken(bad), hinge=hinge)
+    state = torch.load(tmp_path / "a" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(value.isfinite().all() for value in state.values())
+    with pytest.warns(UserWarning, match="step 1: the loss is NaN or infinite"):
+        train(tmp_path / "b", reward=Broken(bad), hinge=hinge, nonfinite="skip")
+    assert "of which 1 were skipped" in (tmp_path / "b" / "checkpoint" / "README.md").read_text()
 
 
 def redness(generator: Generator) -> float:

@@ -24,6 +24,7 @@ from src.models.rfnet.net import FusionSettings
 from src.models.rfnet.system import INPUTS, RFNetSystem
 from src.runtime import checkpoint
 from tests.data.records import Records
+from tests.models.stepping import QUIET, batches
 
 TITLES = ["Nordhem Oak Chair 49x61x118 cm", "Sofa", "Brixmoor Steel Double Oven 60x52x109 cm Free Shipping", "Barrel"]
 OPTIONS = {"channels": [8, 8, 16, 16], "stem_width": 8, "zero_init_last": False}
@@ -51,7 +52,8 @@ def system(**changes: Any) -> RFNetSystem:
 def batch(size: int = 4) -> dict[str, Any]:
     names = {"image": 3, "product": 4, "depth": 1, "saliency": 1}
     pictures = {name: torch.rand(size, channels, 32, 32) for name, channels in names.items()}
-    return {**pictures, "title": [TITLES[i % 4] for i in range(size)], "label": torch.arange(size) % 5}
+    rows = {"key": [f"{i}" for i in range(size)], "title": [TITLES[i % 4] for i in range(size)]}
+    return {**pictures, **rows, "label": torch.arange(size) % 5}
 
 
 def test_feature_filter_is_the_papers_equation():
@@ -321,6 +323,15 @@ def test_refuses_titles_that_its_tokenizer_cannot_read():
     trainer = L.Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     with pytest.raises(ValueError, match=r"of the tokens of titles such as '北欧.*model\.text_encoder\.name to"):
         trainer.fit(RFNetSystem(**TINY), AdData(source, batch_size=20, num_workers=0))
+
+
+def test_non_finite_logits_are_an_error():
+    broken = system()
+    torch.nn.init.constant_(broken.net.classifier.weight, torch.nan)
+    with pytest.raises(ValueError, match=r"^logits: NaN or infinite for 4 of 4 images \(0, 1, 2, 3\)"):
+        L.Trainer(**QUIET).test(broken, batches(batch()), verbose=False)
+    with pytest.raises(ValueError, match=r"^logits: NaN or infinite for 4 of 4 images \(0, 1, 2, 3\)"):
+        broken.calibrate([batch()])
 
 
 def test_refuses_data_with_other_classes():
