@@ -51,7 +51,8 @@ def recurrent(
 
     An image is accepted if its value is at least `threshold`; otherwise the best of all attempts is returned. The noise
     of attempt n depends on the product's key and `attempt_seed(seed, n)` only. `guidance` steers the sampling. With
-    `keep_all` every attempt is made and its image kept. Raises ValueError with the keys of non-finite images or rewards.
+    `keep_all` every attempt is made and its image kept. Raises ValueError that names images with non-finite
+    pixels or rewards.
     """
     if attempts < 1 or batch_size < 1:
         raise ValueError(f"attempts={attempts} and batch_size={batch_size} must be at least 1.")
