@@ -16,7 +16,6 @@ from src.data.module import AdData
 from src.runtime.checkpoint import load
 from src.runtime.command import command
 from src.runtime.files import write_json
-from src.runtime.progress import table
 from src.runtime.system import System
 
 
@@ -46,7 +45,7 @@ def main(config: DictConfig) -> None:
     metrics = evaluate(system, data, config.split, trainer, transforms)
     share = f"{asked} of {records}" if asked < records else records
     print(f"{config.checkpoint} on the {config.split} split, {share} records")
-    print(table(metrics))
+    print(system.tables(metrics))
     if config.out and trainer.is_global_zero:
         numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         write_json(Path(config.out) / "metrics.json", numbers)

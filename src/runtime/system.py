@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from src.runtime.progress import table
 from src.runtime.schedules import adamw
 
 
@@ -54,6 +55,10 @@ class System(L.LightningModule, ABC):
 
     def calibrate(self, batches: Iterable[dict[str, Any]]) -> None:
         """Calibrates the model on validation batches after training, for example a temperature; in eval mode."""
+
+    def tables(self, metrics: Mapping[str, float]) -> str:
+        """Metrics named `<split>/<name>` as text, for `src.evaluate`."""
+        return table(metrics)
 
     def report(self, data: Any, folder: Path) -> list[Path]:
         """Draws figures of the test split of an `AdData` in `folder`; returns the files."""

@@ -1,7 +1,8 @@
 """What RAHF and its baselines share: which parts of human feedback they predict, and how these are measured."""
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 
 from src.data.batch import HEAT_MAPS, PADDING, SCORES, Batch
 from src.metrics.correlation import Correlation
-from src.metrics.saliency import Saliency
+from src.metrics.saliency import Conventions, Saliency
 from src.metrics.words import MisalignedWords
 from src.models.rahf.report import draw_report
+from src.models.rahf.tables import paper_tables
 from src.runtime.system import System
 
 
@@ -82,6 +84,10 @@ class FeedbackSystem(System):
         means = [found[name] for name in ("mean_srcc", "word_f1") if name in found]
         found["mean"] = torch.stack(means + ([torch.stack(maps).mean()] if maps else [])).mean()
         self.log_dict({f"{split}/{name}": value for name, value in found.items()})
+
+    def tables(self, metrics: Mapping[str, float]) -> str:
+        plain = {name.partition("/")[2]: value for name, value in metrics.items()}
+        return f"{paper_tables(plain, asdict(Conventions()))}\n\nmean  {plain['mean']:.4f}"
 
     def report(self, data: Any, folder: Path) -> list[Path]:
         """Draws `feedback.png`: heat maps over test ads, with scores and misaligned words."""

@@ -74,6 +74,16 @@ def test_it_learns_maps_scores_and_words(trained):
     assert all(0.01 <= level <= 0.9 for level in system.thresholds.values())
 
 
+def test_evaluation_prints_the_tables_of_the_paper(trained):
+    system, metrics = trained
+    text = system.tables(metrics)
+    lines = {line.split("  ")[0].strip(): line.split() for line in text.splitlines() if line}
+    assert lines["plausibility"][1:] == [f"{metrics[f'test/plausibility_{k}']:.4f}" for k in ("plcc", "srcc")]
+    assert lines["misalignment"][3] == f"{metrics['test/misalignment_cc']:.4f}"
+    assert lines["all words"][-1] == f"{metrics['test/word_f1']:.4f}"
+    assert "fixation_threshold 0.0" in text
+
+
 def test_a_checkpoint_holds_it_all_without_the_hub(trained, tmp_path: Path, monkeypatch):
     system: Any = trained[0]
     config = {**RAHF, "variant": "augmented_prompt" if system.net.augmented else "multi_head"}
