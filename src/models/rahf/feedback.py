@@ -16,6 +16,7 @@ from src.metrics.saliency import Conventions, Saliency
 from src.metrics.words import MisalignedWords
 from src.models.rahf.report import draw_report
 from src.models.rahf.tables import paper_tables
+from src.runtime.finite import require_finite
 from src.runtime.system import System
 
 
@@ -64,6 +65,9 @@ class FeedbackSystem(System):
     def evaluation_step(self, batch: Batch, split: str) -> None:
         metrics: Any = self.metrics[split]
         found = self.predict(batch)
+        for what, values in (("heat maps", found.heat_maps), ("scores", found.scores)):
+            if values is not None:
+                require_finite(values, what, batch["key"])
         if found.heat_maps is not None:
             for index, name in enumerate(HEAT_MAPS):
                 metrics[name].update(found.heat_maps[:, index], batch["heatmaps"][:, index])

@@ -17,6 +17,7 @@ from src.models.augmentation import augmented
 from src.models.layers import ImageEncoderSettings, resize
 from src.models.rahf.feedback import FeedbackSystem, Prediction
 from src.models.rahf.net import DECODINGS, RAHF, HeadSettings, PromptModelSettings
+from src.runtime.finite import require_finite
 
 LOSSES = ("heatmaps", "scores", "words")
 LEVELS = (0.01, 0.02, 0.03, 0.05, 0.07, *(n / 20 for n in range(2, 19)))  # thresholds that calibration tries
@@ -90,6 +91,7 @@ class RAHFSystem(FeedbackSystem):
 
     def predict(self, batch: Batch) -> Prediction:
         maps, scores, fused = self.net(batch["image"], batch["prompt"])
+        require_finite(fused.features, "image features", batch["key"])  # before the decoder, which knows no keys
         words = self.net.misaligned(fused, batch["prompt"], self.decoding)
         return Prediction(maps.float().sigmoid(), scores.float().sigmoid(), words.to(self.device))
 

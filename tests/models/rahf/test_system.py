@@ -98,6 +98,13 @@ def test_a_checkpoint_holds_it_all_without_the_hub(trained, tmp_path: Path, monk
     assert system.thresholds == other.thresholds
 
 
+def test_non_finite_predictions_are_an_error_with_their_keys(trained):
+    batch = next(iter(AdData(Walls(), batch_size=4, num_workers=0).batches("test", "cpu")))
+    batch["image"][2, 0, 3, 3] = torch.nan
+    with torch.no_grad(), pytest.raises(ValueError, match=rf"NaN or infinite for 1 of 4 images \({batch['key'][2]}\)"):
+        trained[0].evaluation_step(batch, "test")
+
+
 def test_the_report_is_drawn(trained, tmp_path: Path):
     system, _ = trained
     data = AdData(Walls(), batch_size=4, num_workers=0)
