@@ -80,7 +80,8 @@ def test_only_the_mask_changes_and_the_best_candidate_is_kept(tmp_path):
     generator, rahf = tiny.generator(num_steps=2), network(tmp_path)
     _, images = shop(tmp_path / "shop")
     row = record(images[0])
-    heat = rahf.predict({"image": torch.from_numpy(row["image"])[None].float() / 255, "prompt": ["a red room"]})
+    given = {"key": ["ad"], "image": torch.from_numpy(row["image"])[None].float() / 255, "prompt": ["a red room"]}
+    heat = rahf.predict(given)
     level = float(heat.heat_maps[0, 0].quantile(0.9))
     result = repair(generator, rahf, row, level, 0.02, candidates=4, seed=0)
     assert 0 < result.mask.float().mean() < 0.9

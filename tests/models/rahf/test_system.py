@@ -53,7 +53,7 @@ def trained(request: pytest.FixtureRequest) -> tuple[RAHFSystem, Mapping[str, fl
     L.seed_everything(0, verbose=False)
     system = build({**RAHF, "variant": request.param, "lr": 5e-3, "loss_weights": {"heatmaps": 5.0}})
     options: Any = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = L.Trainer(max_steps=180, **options, enable_model_summary=False)
+    trainer = L.Trainer(max_steps=300, **options, enable_model_summary=False, limit_val_batches=0)
     data = AdData(Walls(), batch_size=8, num_workers=0)
     trainer.fit(system, data)
     (metrics,) = trainer.test(system, data, verbose=False)
@@ -138,7 +138,7 @@ def test_the_regressor_learns_scores_and_maps_but_not_what_needs_the_prompt():
     node: dict[str, Any] = {"_target_": "src.models.rahf.regressor.Regressor", "predicts": ["scores", "heatmaps"]}
     system = build({**node, "width": 16, "deconvs": [8, 8], "lr": 1e-2, "flip": 0.0}, image_encoder=settings)
     options: Any = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = L.Trainer(max_steps=100, **options, enable_model_summary=False)
+    trainer = L.Trainer(max_steps=100, **options, enable_model_summary=False, limit_val_batches=0)
     data = AdData(Walls(), batch_size=8, num_workers=0)
     trainer.fit(system, data)
     (metrics,) = trainer.test(system, data, verbose=False)
