@@ -58,7 +58,7 @@ def trained(request: pytest.FixtureRequest) -> tuple[RAHFSystem, Mapping[str, fl
     trainer.fit(system, data)
     (metrics,) = trainer.test(system, data, verbose=False)
     system.calibrate(data.batches("val", "cpu"))
-    return system, metrics
+    return system.eval(), metrics
 
 
 def test_it_learns_maps_scores_and_words(trained):
