@@ -13,6 +13,7 @@ from src.diffusion.generator import Generator
 from src.diffusion.recurrent import attempt_seed
 from src.models.layers import resize
 from src.models.rahf.system import RAHFSystem
+from src.runtime.finite import require_finite
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,10 @@ def repair(
     if height % generator.cell or width % generator.cell:
         raise ValueError(f"the image is {width}x{height}; this generator needs multiples of {generator.cell} px.")
     given = move_data_to_device(to_float(collate([record])), device)
+    key = [record["key"]]
     heat, before = plausibility(rahf, given["image"], [record["prompt"]])
+    require_finite(heat, "implausibility map", key)
+    require_finite(before, "plausibility", key)
     heat = resize(heat[:, None], (height, width))[0, 0]
     alpha = given["product"][0, 3] if "product" in given else None
     mask = flaw_mask(heat, threshold, dilation, alpha)
@@ -77,10 +81,11 @@ def repair(
     conditions = generator.masked(batch, batch["image"], mask.expand(candidates, 1, -1, -1), [
         attempt_seed(seed, number) for number in range(candidates)
     ])  # fmt: skip
-    painted = (generator.sample(conditions) * 255).round().byte().cpu()
+    samples = require_finite(generator.sample(conditions), "generated image", key * candidates)
+    painted = (samples * 255).round().byte().cpu()
     images = torch.where(mask.cpu(), painted, original)  # (candidates, 3, height, width)
     _, after = plausibility(rahf, images.to(device).float() / 255, [record["prompt"]] * candidates)
-    values = after.tolist()
+    values = require_finite(after, "plausibility", key * candidates).tolist()
     best = max(range(candidates), key=values.__getitem__)
     if values[best] <= found["before"]:
         return Repaired(original, **found, values=values, best=None)

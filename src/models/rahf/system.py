@@ -118,8 +118,8 @@ class RAHFSystem(FeedbackSystem):
         """Heat maps (batch, h, w) and scores (batch,) by name, in [0, 1], differentiable in the images."""
         maps, scores, _ = self.net(images, prompts)
         return (
-            dict(zip(HEAT_MAPS, maps.sigmoid().unbind(1), strict=True)),
-            dict(zip(SCORES, scores.sigmoid().unbind(1), strict=True)),
+            dict(zip(HEAT_MAPS, maps.float().sigmoid().unbind(1), strict=True)),
+            dict(zip(SCORES, scores.float().sigmoid().unbind(1), strict=True)),
         )
 
     def assets(self, folder: Path) -> dict[str, Any]:

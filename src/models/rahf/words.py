@@ -88,13 +88,13 @@ class MarkedPrompts:
         """
         words = [self.words(prompt) for prompt in prompts]
         longest, device = max(map(len, words), default=0), mask.device
-        exists = torch.tensor([[n < len(row) for n in range(longest)] for row in words], device=device)
+        exists = torch.tensor([[n < len(row) for n in range(longest)] for row in words], dtype=torch.bool, device=device)
         following = torch.tensor(
             [[*(word[0] for word in row[1:]), *[self.end] * (longest - len(row) + bool(row))] for row in words],
             device=device,
         )  # (batch, words): the first token of the next word
         chances = torch.zeros(exists.shape, device=device)
-        while longest:
+        for _ in range(longest + 1):  # each pass settles one more word at least
             marks = (chances > 0.5).tolist()
             written = [
                 [self.marked(*pair) for pair in zip(row, m, strict=False)] for row, m in zip(words, marks, strict=True)
