@@ -6,7 +6,6 @@ Options: batch=2 steps=2 threads=2 device=cpu precision=32-true.
 """
 
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import torch
 
 from src.build import build
 from src.models.rahf.net import VARIANTS
+from src.runtime.device import machine
 
 WORDS = {"batch": "2", "steps": "2", "threads": "2", "device": "cpu", "precision": "32-true"}
 RESULTS = Path(__file__).parent / "results" / "rahf_size.json"
@@ -98,9 +98,9 @@ def main(words: list[str]) -> None:
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         found[variant] = json.loads(output.strip().splitlines()[-1])
         print(variant, "  ".join(f"{name} {value:.2f}" for name, value in found[variant].items()))
-    name = torch.cuda.get_device_name() if options["device"] == "cuda" else platform.machine()
+    name = machine(torch.device(options["device"]))
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results[f"{options['device']} {options['precision']}"] = options | {
+    results[f"{name}, {options['precision']}"] = options | {
         "date": date.today().isoformat(), "machine": name, "torch": torch.__version__, "variants": found,
     }  # fmt: skip
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")

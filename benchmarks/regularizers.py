@@ -13,12 +13,11 @@ Options: ways=none;kl;cc seeds=0,1,2 name=regularizers runs=runs/regularizers ev
 import csv
 import json
 import math
-import os
-import platform
 import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -32,9 +31,10 @@ from torch import Tensor
 from src.build import build
 from src.config import compose
 from src.data.batch import Batch
-from src.data.showroom.world import Pictures
+from src.data.showroom.world import ShowroomSplit
 from src.figures.images import draw_columns
 from src.metrics.intervals import clustered_interval
+from src.runtime.device import machine, torch_device
 from src.runtime.resume import differences, flat
 
 WORDS = {
@@ -95,7 +95,7 @@ def logged(run: Path) -> dict[str, float]:
 
 def records(run: Path) -> dict[str, dict[str, str]]:
     """The measures of the test records of a run by key; empty for old runs without them."""
-    file = run / "pictures" / "measures.csv"
+    file = run / "figures" / "measures.csv"
     if not file.is_file():
         return {}
     with file.open(encoding="utf-8", newline="") as lines:
@@ -105,7 +105,7 @@ def records(run: Path) -> dict[str, dict[str, str]]:
 def products(words: Sequence[str], keys: Iterable[str]) -> dict[str, str]:
     """The product of each test record; for data sets other than the showroom, the key."""
     split = build(compose("fit", list(words)).data.source).split("test")
-    if not isinstance(split, Pictures):
+    if not isinstance(split, ShowroomSplit):
         return {key: key for key in keys}
     return {key: split.scene(int(key.rpartition("-")[2])).brief.item.name for key in keys}
 
@@ -191,11 +191,6 @@ def draw_ways(runs: Mapping[str, Sequence[str]], file: Path) -> None:
     draw_columns(file, images, batch["prompt"])
 
 
-def machine() -> str:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
-    return f"{device} ({platform.machine()}), torch {torch.__version__}"
-
-
 def main() -> None:
     own, more = sys.argv[1:], []
     if {"-h", "--help"} & {*own}:
@@ -232,7 +227,9 @@ def main() -> None:
     if sizes:
         print("Test: {records} records, {prompts} prompts on {products} products.".format(**sizes))
     RESULTS.mkdir(exist_ok=True)
-    about = {"words": words, "fit": more, "seeds": seeds, "machine": machine(), "test": sizes}
+    hardware = f"{machine(torch_device('auto'))}, torch {torch.__version__}"
+    about = {"words": words, "fit": more, "seeds": seeds, "machine": hardware, "date": date.today().isoformat()}
+    about["test"] = sizes
     (RESULTS / f"{words['name']}.json").write_text(
         json.dumps({**about, "ways": found}, indent=2) + "\n", encoding="utf-8"
     )

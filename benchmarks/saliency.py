@@ -14,8 +14,6 @@ Words: num=256 size=384 batch=16 repeats=5 loop=8.
 """
 
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from src.metrics.saliency import auc_judd, fixations
+from src.runtime.device import machine
 
 WORDS = {"num": "256", "size": "384", "batch": "16", "repeats": "5", "loop": "8"}
 RESULTS = Path(__file__).parent / "results" / "saliency.json"
@@ -132,7 +131,7 @@ def main() -> int:
     }
     spent = milliseconds(ways, repeats)
     results = {
-        "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), torch {versions['torch']}, 1 thread",
+        "machine": f"{machine(torch.device('cpu'))}, torch {versions['torch']}, 1 thread",
         "date": date.today().isoformat(),
         "versions": versions,
         "words": words,

@@ -7,8 +7,6 @@ the product mask.
 """
 
 import json
-import os
-import platform
 import sys
 from datetime import date
 from pathlib import Path
@@ -22,7 +20,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from src.data.batch import Record
-from src.data.showroom.world import Pictures, Showroom
+from src.data.showroom.world import Showroom, ShowroomSplit
+from src.runtime.device import machine, torch_device
 
 RESULTS = Path(__file__).parent / "results" / "shortcuts.json"
 
@@ -41,7 +40,7 @@ def statistics(record: Record, index: int, maps: bool) -> list[float]:
     return [float(v) for v in (*values, len(record["title"]), len(record["prompt"]), index % 9, index)]
 
 
-def table(split: Pictures, maps: bool) -> tuple[np.ndarray, np.ndarray]:
+def table(split: ShowroomSplit, maps: bool) -> tuple[np.ndarray, np.ndarray]:
     """Statistics and labels of a split."""
     rows, labels = [], []
     for index in range(len(split)):
@@ -68,7 +67,7 @@ def main() -> None:
         what = "image and file" if not maps else "image, file, depth and saliency"
         print(f"logistic regression on statistics of {what}: macro-F1 {found:.3f} (guessing: {chance:.3f})")
         results |= {f"macro-F1, statistics of {what}": found, "macro-F1, guessing": chance}
-    about = {"machine": f"{os.cpu_count()} CPU cores ({platform.machine()})", "date": date.today().isoformat()}
+    about = {"machine": machine(torch_device("cpu")), "date": date.today().isoformat()}
     RESULTS.write_text(json.dumps(about | {"images": size} | results, indent=2) + "\n", encoding="utf-8")
 
 

@@ -6,13 +6,12 @@ Options: checkpoint=checkpoints/rfnet num=384 batch=32 threads=2.
 """
 
 import json
-import os
-import platform
 import sys
 import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import cv2
@@ -24,10 +23,11 @@ from src.data.ads import Table
 from src.data.archive import match
 from src.data.batch import Batch, collate, to_float
 from src.data.labels import read_labels
-from src.data.showroom.world import Pictures, Showroom
+from src.data.showroom.world import Showroom, ShowroomSplit
 from src.models.rfnet.reward import RFNetReward
 from src.models.rfnet.system import RFNetSystem
 from src.runtime import checkpoint
+from src.runtime.device import machine
 from src.runtime.run_output import RunOutput
 from src.score import score
 
@@ -52,12 +52,12 @@ def loading(num: int) -> dict[str, float]:
         sweep(drawn)  # decodes the sprites
         sweep(cached)
         return {
-            "drawn pictures/s, one core": rate(lambda: sweep(drawn), num, 1),
-            "cached pictures/s, one core": rate(lambda: sweep(cached), num),
+            "drawn images/s, one core": rate(lambda: sweep(drawn), num, 1),
+            "cached images/s, one core": rate(lambda: sweep(cached), num),
         }
 
 
-def sweep(rows: Pictures) -> None:
+def sweep(rows: ShowroomSplit) -> None:
     for index in range(len(rows)):
         rows[index]
 
@@ -99,10 +99,10 @@ def training(folder: str, batch: Batch) -> dict[str, float]:
         optimizer.step()
 
     step()
-    return {"training step pictures/s, data ready": rate(step, size, 5)}
+    return {"training step images/s, data ready": rate(step, size, 5)}
 
 
-def scoring(folder: str, rows: Pictures, size: int) -> dict[str, float]:
+def scoring(folder: str, rows: ShowroomSplit, size: int) -> dict[str, float]:
     """`src.score` on a table of PNG files compared with the forward pass on batches in memory."""
     reward = RFNetReward(folder)
     records = [rows[index] for index in range(len(rows))]
@@ -122,8 +122,8 @@ def scoring(folder: str, rows: Pictures, size: int) -> dict[str, float]:
             whole.append(rate(command, len(records), 1))
     bare, scored = float(np.median(forward)), float(np.median(whole))
     return {
-        "bare forward pictures/s": bare,
-        "src.score pictures/s": scored,
+        "bare forward images/s": bare,
+        "src.score images/s": scored,
         "src.score over bare forward": scored / bare,
     }
 
@@ -153,10 +153,11 @@ def main() -> None:
     for name, value in results.items():
         print(f"{name:<32} {value:10.2f}")
     RESULTS.parent.mkdir(exist_ok=True)
-    machine = (
-        f"{os.cpu_count()} CPU cores ({platform.machine()}), torch {torch.__version__}, {words['threads']} threads"
-    )
-    RESULTS.write_text(json.dumps({"machine": machine, "batch": size} | results, indent=2) + "\n")
+    about = {
+        "machine": f"{machine(torch.device('cpu'))}, torch {torch.__version__}, {words['threads']} threads",
+        "date": date.today().isoformat(),
+    }
+    RESULTS.write_text(json.dumps(about | {"batch": size} | results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,12 +21,12 @@ precision=float32 ways=rfft,rfft_draws,...
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ from src.models.rfft.system import RFFT
 from src.models.rfnet.reward import RFNetReward
 from src.rewards.base import Reward
 from src.runtime.checkpoint import located
+from src.runtime.device import machine
 
 WAYS = ("rfft", "rfft_draws", "rfft_cc", "refl", "refl_once", "alignprop")
 WORDS = {
@@ -274,8 +275,10 @@ def main() -> None:
         answer.check_returncode()
         found[way] = json.loads(answer.stdout.splitlines()[-1])
         print(f"{way:<12} {line(found[way], found[ways[0]])}", flush=True)
-    device = torch.cuda.get_device_name() if words["device"].startswith("cuda") else f"{os.cpu_count()} CPU cores"
-    about = {"machine": f"{device} ({platform.machine()}), torch {torch.__version__}", "words": words}
+    about = {
+        "machine": f"{machine(torch.device(words['device']))}, torch {torch.__version__}",
+        "date": date.today().isoformat(), "words": words,
+    }  # fmt: skip
     RESULTS.parent.mkdir(exist_ok=True)
     known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     sizes = [f"{key}={words[key]}" for key in ("size", "batch", "steps")]

@@ -24,10 +24,11 @@ def evaluate(
 ) -> dict[str, float]:
     """The metrics of the system's test step over all records of the split, named `<split>/<metric>`.
 
-    `transforms`: transforms of the data module, applied to all records. Each device processes the whole split, so that
-    no record is counted twice.
+    `transforms`: transforms of the data module, applied to all records. Each record is processed once, by one of the
+    devices.
     """
-    batches = data.batches(split, trainer.strategy.root_device, transforms=transforms)
+    place = trainer.world_size, trainer.global_rank
+    batches = data.batches(split, trainer.strategy.root_device, transforms=transforms, place=place)
     (metrics,) = trainer.test(system, dataloaders=batches, verbose=False)
     return {name.replace("test/", f"{split}/", 1): value for name, value in metrics.items()}
 

@@ -2,7 +2,7 @@
 
     config.yaml      the configuration          logs/        TensorBoard
     last.ckpt        state for resume=true      best.ckpt    the best weights by the system's `monitor`, if it has one
-    checkpoint/      the checkpoint folder      pictures/    figures of the system's `report`
+    checkpoint/      the checkpoint folder      figures/     figures of the system's `report`
 
 Test metrics are named test/..., with maps of perception networks test_perceived/..., and on regenerated images
 test_repainted/... `calibrate` gets validation batches like the last of these that occurs in training.
@@ -10,8 +10,6 @@ Exit code 2 after an error, 143 after SIGTERM.
 """
 
 import inspect
-import os
-import platform
 import shlex
 import signal
 import sys
@@ -32,6 +30,7 @@ from src.data.module import AdData
 from src.data.splits import SPLITS
 from src.runtime import checkpoint
 from src.runtime.command import command
+from src.runtime.device import machine
 from src.runtime.finite import FiniteUpdates
 from src.runtime.progress import Lines, duration, table
 from src.runtime.resume import AtomicIO, LastCheckpoint, StepSeed, open_run
@@ -95,7 +94,7 @@ def fit(system: System, data: AdData, config: dict[str, Any]) -> dict[str, float
     elif weights == "best":
         state = torch.load(out / "best.ckpt", map_location="cpu", weights_only=True)
         system.load_state_dict(state["state_dict"])
-    device = trainer.strategy.root_device
+    device, place = trainer.strategy.root_device, (trainer.world_size, trainer.global_rank)
     checkpoint.round_weights(system.net, dtype)
     if sizes["val"]:
         system.to(device).eval()
@@ -104,7 +103,7 @@ def fit(system: System, data: AdData, config: dict[str, Any]) -> dict[str, float
         checkpoint.round_weights(system.net, dtype)
     measured = {} if tests else dict(trainer.callback_metrics)
     for kind, how in data.kinds.items() if tests else ():
-        (found,) = trainer.test(system, data.batches("test", device, **how), verbose=False)
+        (found,) = trainer.test(system, data.batches("test", device, place=place, **how), verbose=False)
         measured |= {name.replace("test/", f"test_{kind}/", 1): value for name, value in found.items()}
     if tests:
         measured = {**trainer.test(system, datamodule=data, verbose=False)[0], **measured}
@@ -116,9 +115,9 @@ def fit(system: System, data: AdData, config: dict[str, Any]) -> dict[str, float
         asked = data.measured_rows(trainer, sizes["test"]) if tests else 0
         about = describe(system, data, sizes, asked, config, spent, machine(device, trainer.world_size))
         checkpoint.save(out / "checkpoint", system.cpu().eval(), config["model"], metrics, about, dtype)
-        pictures = system.to(device).report(data, out / "pictures") if tests else []
+        figures = system.to(device).report(data, out / "figures") if tests else []
         print(table(metrics))
-        print("\n".join(f"wrote {path}" for path in [out / "checkpoint", *pictures]))
+        print("\n".join(f"wrote {path}" for path in [out / "checkpoint", *figures]))
     return metrics
 
 
@@ -145,13 +144,6 @@ def new_trainer(out: Path, config: dict[str, Any], monitor: tuple[str, str] | No
         plugins=[AtomicIO()],
         enable_checkpointing=bool(monitor),
     )
-
-
-def machine(device: torch.device, world_size: int) -> str:
-    """The hardware of the run, such as "2 x NVIDIA H100" or "2 CPU cores, x86_64"."""
-    if device.type == "cuda":
-        return f"{world_size} x {torch.cuda.get_device_name(device)}"
-    return f"{os.cpu_count()} {'CPU' if device.type == 'cpu' else device.type} cores, {platform.machine()}"
 
 
 def describe(

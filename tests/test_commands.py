@@ -87,4 +87,4 @@ def test_rfnet_paper_runs_on_a_folder_with_the_layout_of_the_release(tmp_path: P
     card = (tmp_path / "run/checkpoint/README.md").read_text()
     assert "academic research only" in card
     assert "license: other" in card
-    assert (tmp_path / "run/pictures/ads.png").exists()
+    assert (tmp_path / "run/figures/ads.png").exists()

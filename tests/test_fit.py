@@ -243,7 +243,7 @@ def test_a_torn_state_is_named(tmp_path):
     train(tmp_path, max_epochs=1)
     whole = (tmp_path / "last.ckpt").read_bytes()
     (tmp_path / "last.ckpt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"last\.ckpt is torn or no training state"):
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged or not a training state"):
         train(tmp_path, resume=True, max_epochs=1)
 
 

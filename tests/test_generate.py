@@ -341,7 +341,7 @@ def test_tune_on_a_product_folder_and_generate(regularizer, trainable, words, tm
     config = OmegaConf.to_container(compose("fit", told), resolve=True)
     metrics = run(config)  # type: ignore[arg-type]
     assert {"test/reward", "test/before_reward"} <= metrics.keys()
-    assert (tmp_path / "run/pictures/before_after.png").is_file()
+    assert (tmp_path / "run/figures/before_after.png").is_file()
     shown = [word for word in words if not word.startswith("generator.folder")]
     tuned = f"generator.folder={tmp_path / 'run/checkpoint'}"
     assert command(monkeypatch, *shown, tuned, *shop(tmp_path, 6), f"out={tmp_path / 'ads'}", "attempts=1") == 0

@@ -216,11 +216,13 @@ class AdData(L.LightningDataModule):
         rows: Sequence[int] | None = None,
         transforms: Collection[str] = (),
         shuffled: bool = False,
+        place: tuple[int, int] = (1, 0),
     ) -> "Batches":
-        """A split in order, or these `rows` of it, in this process alone, as batches ready for a system on `device`.
+        """A split in order, or these `rows` of it, as batches ready for a system on `device`.
 
         `transforms`: the names of those that change all rows; ValueError if there is none of a name. `shuffled`: in
-        the order of validation and test, the first rows of which are a fair sample.
+        the order of validation and test, the first rows of which are a fair sample. `place`: the number of
+        processes that share the rows, and the rank of this one.
         """
         for transform in transforms:
             if transform not in self.transforms:
@@ -229,7 +231,7 @@ class AdData(L.LightningDataModule):
         whole = self.split(name)
         rows = range(len(whole)) if rows is None else rows
         groups = None if (groups := self._groups(whole)) is None else groups[list(rows)]
-        batches = EvaluationBatches(len(rows), self.batch_size, shuffled=shuffled, groups=groups)
+        batches = EvaluationBatches(len(rows), self.batch_size, *place, shuffled, groups)
         some: Any = Subset(whole, rows)
         return Batches(self, self._loader(some, batches), torch.device(device), transforms)
 

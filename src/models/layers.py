@@ -28,7 +28,8 @@ class ImageEncoderSettings:
     """Settings of an `ImageEncoder`.
 
     Args:
-        name: a timm network; `options` are arguments of `timm.create_model`.
+        name: a timm network, with the tag of its weights if not the default's (`vit_base_patch16_224.augreg_in21k`);
+            `options` are arguments of `timm.create_model`.
         pretrained: load timm's published weights.
         stage: index of the feature map; -1: the last.
         size: height and width in px to which images are resized.
@@ -51,7 +52,8 @@ class ImageEncoder(nn.Module):
     """Tokens (batch, grid * grid, width) of each of several image batches (batch, channels, height, width) in [0, 1].
 
     A feature map of a timm network, a 1x1 convolution and a layer norm. All inputs go through the network in one batch,
-    so that batch norm sees the same mix of inputs in training and evaluation.
+    so that batch norm sees the same mix of inputs in training and evaluation. Images are normalized by the mean and
+    standard deviation that timm lists for the network, pretrained or not.
     """
 
     mean: Tensor
@@ -60,7 +62,7 @@ class ImageEncoder(nn.Module):
     def __init__(self, settings: ImageEncoderSettings, width: int) -> None:
         super().__init__()
         name, size, unshuffle = settings.name, settings.size, settings.unshuffle
-        if name not in timm.list_models():
+        if not timm.is_model(name):
             near = ", ".join(get_close_matches(name, timm.list_models())) or "see timm.list_models()"
             raise ValueError(f"image encoder {name!r}: not a timm network; similar names: {near}")
         if size % unshuffle:
@@ -78,8 +80,9 @@ class ImageEncoder(nn.Module):
         self.grid: int = settings.grid or -(-size // (unshuffle * net.feature_info.reduction()[-1]))
         self.project = nn.Conv2d(net.feature_info.channels()[-1], width, 1)
         self.norm = nn.LayerNorm(width)
-        for statistic, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
-            values = torch.tensor([*values, *[0.5] * self.alpha]).view(-1, 1, 1)
+        published: Any = timm.get_pretrained_cfg(name)
+        for statistic in ("mean", "std"):
+            values = torch.tensor([*getattr(published, statistic), *[0.5] * self.alpha]).view(-1, 1, 1)
             self.register_buffer(statistic, values, persistent=False)
 
     def forward(self, inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -33,13 +33,13 @@ def open_run(out: Path, config: dict[str, Any]) -> Path | None:
     if rank_zero_only.rank == 0:
         trained = out.is_dir() and bool({entry.name for entry in out.iterdir()} - {file.name, "logs", ".lock"})
         if not config["resume"] and trained:
-            raise ValueError(f"{out} is not empty; resume=true goes on with the run in it, out=FOLDER begins another.")
+            raise ValueError(f"{out} is not empty; resume=true continues the run in it, out=FOLDER starts another.")
         if file.is_file() and (trained or config["resume"]):
             old = OmegaConf.to_container(OmegaConf.load(file))
             if changed := differences(same_run(old), same_run(config)):
                 raise ValueError(f"{out} holds a run with another {changed}; resume it as it was.")
         elif trained and last.exists():
-            raise ValueError(f"{out} has a last.ckpt but no config.yaml: it cannot be told what run it is.")
+            raise ValueError(f"{out} has a last.ckpt but no config.yaml, so its settings are unknown.")
         with atomic(file) as part:
             part.write_text(OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
     return last if config["resume"] and last.is_file() else None
@@ -164,8 +164,8 @@ class AtomicIO(TorchCheckpointIO):
             return super().load_checkpoint(path, *args, **kwargs)
         except Exception as error:  # torch.load raises many kinds of errors
             raise ValueError(
-                f"{path} is torn or no training state ({str(error).splitlines()[0]}); put a whole copy in its place, "
-                "or begin anew in another out=FOLDER."
+                f"{path} is damaged or not a training state ({str(error).splitlines()[0]}); restore it from a copy, "
+                "or start again in another out=FOLDER."
             ) from None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:

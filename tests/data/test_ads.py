@@ -44,16 +44,16 @@ def problems(ads: Ads) -> dict[int, str]:
 
 @pytest.mark.parametrize("name", ["ads.csv", "ads.tsv", "ads.jsonl"])
 def test_a_row_becomes_a_record_of_the_files_beside_the_table(tmp_path: Path, name: str) -> None:
-    picture(tmp_path / "pictures/a.png")
+    picture(tmp_path / "figures/a.png")
     picture(tmp_path / "cut/a.png", "RGBA", seed=1)
-    row = {"image": "pictures/a.png", "product": "cut/a.png", "title": 'Oak "chair", 49\u2033\nbrown', "note": "x"}
+    row = {"image": "figures/a.png", "product": "cut/a.png", "title": 'Oak "chair", 49\u2033\nbrown', "note": "x"}
     ads = Table(table(tmp_path, [row], name), FIELDS)
     (only,) = ads
     record = ads.read(only)
-    assert (only.number, only.key) == (1, "pictures/a.png")
+    assert (only.number, only.key) == (1, "figures/a.png")
     assert set(record) == {"key", "image", "product", "title"}
     assert record["title"] == row["title"]
-    for field, file in (("image", "pictures/a.png"), ("product", "cut/a.png")):
+    for field, file in (("image", "figures/a.png"), ("product", "cut/a.png")):
         pixels = np.asarray(Image.open(tmp_path / file)).transpose(2, 0, 1)
         assert record[field].dtype == np.uint8
         np.testing.assert_array_equal(record[field], pixels)

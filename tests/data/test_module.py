@@ -271,7 +271,7 @@ def test_two_processes_see_every_record_once(tmp_path):
         shown = [batch for rank in runs[run] for batch in rank["shown"]]
         assert [len(rank["shown"]) for rank in runs[run]] == [steps, steps]
         assert len(flat(shown)) == len(set(flat(shown)))
-        for kind in ("checked", "tested"):
+        for kind in ("checked", "tested", "evaluated"):
             assert sorted(flat([batch for rank in runs[run] for batch in rank[kind]])) == [f"{i}" for i in range(7)]
     assert all(is_whole(batch) for rank in runs["groups"] for batch in rank["shown"])
     assert {len(batch) for rank in runs["groups"] for batch in rank["checked"]} == {3, 4}
@@ -293,6 +293,9 @@ def main(folder: str) -> None:
         system.checked.clear()
         run.test(system, data, verbose=False)
         state[name]["tested"] = list(system.checked)
+        system.checked.clear()
+        run.test(system, data.batches("test", place=(run.world_size, run.global_rank)), verbose=False)
+        state[name]["evaluated"] = list(system.checked)
     torch.save(state, f"{folder}/{run.global_rank}.pt")
 
 

@@ -49,11 +49,11 @@ class Showroom(Source):
         self.num, self.size, self.seed, self.cache = dict(num), size, seed, cache
         self.fields = frozenset(holds)
 
-    def split(self, name: str) -> "Pictures":
+    def split(self, name: str) -> "ShowroomSplit":
         """The images of "train", "val" or "test"."""
         if name not in self.num:
             raise ValueError(f"showroom has no split {name!r}; it has {', '.join(self.num)}")
-        return Pictures(name, self.num[name], self.size, self.seed, self.cache, self.fields)
+        return ShowroomSplit(name, self.num[name], self.size, self.seed, self.cache, self.fields)
 
 
 def group_of(index: int) -> tuple[int, int, int]:
@@ -66,7 +66,7 @@ def group_of(index: int) -> tuple[int, int, int]:
     raise AssertionError("unreachable")
 
 
-class Pictures(Split):
+class ShowroomSplit(Split):
     """One split of the showroom. A record is a pure function of (seed, index)."""
 
     def __init__(self, split: str, num: int, size: int, seed: int, cache: str | None, fields: frozenset[str]) -> None:

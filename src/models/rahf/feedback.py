@@ -16,6 +16,7 @@ from src.metrics.saliency import Conventions, Saliency
 from src.metrics.words import MisalignedWords
 from src.models.rahf.report import draw_report
 from src.models.rahf.tables import paper_tables
+from src.models.rahf.words import word_labels
 from src.runtime.finite import require_finite
 from src.runtime.system import System
 
@@ -75,6 +76,7 @@ class FeedbackSystem(System):
             metrics["scores"].update(found.scores, batch["scores"])
         if found.misaligned is not None:
             labels = batch["aligned_words"]
+            word_labels(batch["prompt"], labels, batch["key"])
             chances = F.pad(found.misaligned, (0, labels.shape[1] - found.misaligned.shape[1]), value=torch.nan)
             metrics["words"].update(chances > 0.5, labels == 0, labels != PADDING)  # a word that was cut: aligned
 

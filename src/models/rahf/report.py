@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from src.data.batch import HEAT_MAPS, PADDING, SCORES, collate
+from src.data.batch import HEAT_MAPS, SCORES, collate
 from src.data.showroom.text import words as split_words
 from src.figures.heat_maps import overlay
 
@@ -29,16 +29,16 @@ def draw_report(system: Any, data: Any, folder: Path, count: int = SHOWN) -> lis
     titles = ["image", *(f"{name}\n{who}" for name in HEAT_MAPS for who in ("raters", "predicted"))]
     for row in range(size):
         image = batch["image"][row]
-        pictures = [image]
+        shown = [image]
         for index in range(len(HEAT_MAPS)):
-            pictures.append(overlay(image, batch["heatmaps"][row, index]) if "heatmaps" in batch else image)
-            pictures.append(overlay(image, found.heat_maps[row, index]) if found.heat_maps is not None else image)
-        for axis, picture, title in zip(axes[row], pictures, titles, strict=False):
-            axis.imshow(picture.clamp(0, 1).permute(1, 2, 0).cpu().numpy())
+            shown.append(overlay(image, batch["heatmaps"][row, index]) if "heatmaps" in batch else image)
+            shown.append(overlay(image, found.heat_maps[row, index]) if found.heat_maps is not None else image)
+        for axis, view, title in zip(axes[row], shown, titles, strict=False):
+            axis.imshow(view.clamp(0, 1).permute(1, 2, 0).cpu().numpy())
             axis.set_axis_off()
             axis.set_title(title if row == 0 else "", fontsize=7)
         axes[row, -1].set_axis_off()
-        axes[row, -1].text(0, 1, caption(batch, found, row), fontsize=6, va="top", family="monospace")
+        axes[row, -1].text(0, 1, caption(batch, found, row), fontsize=6, va="top", family="monospace", parse_math=False)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / "feedback.png", dpi=120)
     return [folder / "feedback.png"]
@@ -51,7 +51,7 @@ def caption(batch: dict[str, Any], found: Any, row: int) -> str:
     marks = found.misaligned[row].tolist() if found.misaligned is not None else []
     shown = [
         f"{'[' if _at(marks, n) > 0.5 else ''}{word}{']' if _at(marks, n) > 0.5 else ''}"
-        f"{'*' if n < len(labels) and labels[n] == 0 != PADDING else ''}"
+        f"{'*' if n < len(labels) and labels[n] == 0 else ''}"
         for n, word in enumerate(words)
     ]
     lines = textwrap.wrap(" ".join(shown), 42)

@@ -21,7 +21,7 @@ from src.runtime.finite import require_finite
 
 LOSSES = ("heatmaps", "scores", "words")
 LEVELS = (0.01, 0.02, 0.03, 0.05, 0.07, *(n / 20 for n in range(2, 19)))  # thresholds that calibration tries
-RATERS = 3
+MARKED = 1 / 6  # of a heat map: half of what one of three raters adds
 
 
 class RAHFSystem(FeedbackSystem):
@@ -102,17 +102,22 @@ class RAHFSystem(FeedbackSystem):
 
     @torch.inference_mode()
     def calibrate(self, batches: Iterable[Batch]) -> None:
-        """Sets the thresholds of the heat maps with the best F1 of pixels that any rater has marked."""
+        """Sets the thresholds of the heat maps with the best F1 of pixels that any rater has marked.
+
+        A heat map in which nobody has marked anything keeps its threshold.
+        """
         hits = torch.zeros(len(HEAT_MAPS), len(LEVELS), 3, dtype=torch.float64)  # true, predicted, both
         for batch in batches:
             maps = self.net(batch["image"], batch["prompt"])[0].float().sigmoid()
-            marked = resize(batch["heatmaps"], maps.shape[-2:]) > 0.5 / RATERS
+            marked = resize(batch["heatmaps"], maps.shape[-2:]) > MARKED
             for index, level in enumerate(LEVELS):
                 chosen = maps > level
                 counts = [part.sum(dim=(0, 2, 3)) for part in (marked, chosen, marked & chosen)]
                 hits[:, index] += torch.stack(counts, dim=1).cpu()
         f1 = 2 * hits[..., 2] / (hits[..., 0] + hits[..., 1]).clamp_min(1)  # (maps, levels)
-        self.net.thresholds.copy_(torch.tensor([LEVELS[index] for index in f1.argmax(dim=1).tolist()]))
+        best = torch.tensor(LEVELS, device=self.device)[f1.argmax(dim=1).to(self.device)]
+        there = (hits[:, 0, 0] > 0).to(self.device)
+        self.net.thresholds.copy_(torch.where(there, best, self.net.thresholds))
 
     def assess(self, images: Tensor, prompts: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Heat maps (batch, h, w) and scores (batch,) by name, in [0, 1], differentiable in the images."""

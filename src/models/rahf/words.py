@@ -60,10 +60,7 @@ class MarkedPrompts:
         Raises ValueError naming the key of a record that does not have one label for each word.
         """
         rows = []
-        for prompt, labels, key in zip(prompts, aligned.tolist(), keys, strict=True):
-            labels = [label for label in labels if label != PADDING]
-            if len(labels) != (count := len(split_words(prompt))):
-                raise ValueError(f"Record '{key}': {len(labels)} word labels for the {count} words of {prompt!r}.")
+        for prompt, labels in zip(prompts, word_labels(prompts, aligned, keys), strict=True):
             words = self.words(prompt)
             rows.append([t for word, label in zip(words, labels, strict=False) for t in self.marked(word, not label)])
         return self._padded(rows)
@@ -88,7 +85,9 @@ class MarkedPrompts:
         """
         words = [self.words(prompt) for prompt in prompts]
         longest, device = max(map(len, words), default=0), mask.device
-        exists = torch.tensor([[n < len(row) for n in range(longest)] for row in words], dtype=torch.bool, device=device)
+        exists = torch.tensor(
+            [[n < len(row) for n in range(longest)] for row in words], dtype=torch.bool, device=device
+        )
         following = torch.tensor(
             [[*(word[0] for word in row[1:]), *[self.end] * (longest - len(row) + bool(row))] for row in words],
             device=device,
@@ -135,13 +134,26 @@ class MarkedPrompts:
             max_new_tokens=longest.ids.shape[1],
             do_sample=False,
         )
-        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        ends = [[token for token in row if token not in (self.pad, self.end)] for row in ids.tolist()]
+        texts = self.tokenizer.batch_decode(ends)  # with the unknown token, which stands for a word
         rows = [matched([self._text(word) for word in self.words(p)], t) for p, t in zip(prompts, texts, strict=True)]
         longest = max(map(len, rows), default=0)
         return torch.tensor([[*row, *[torch.nan] * (longest - len(row))] for row in rows])
 
     def _text(self, word: tuple[int, ...]) -> str:
         return self.tokenizer.decode(word).replace(" ", "")
+
+
+def word_labels(prompts: Sequence[str], aligned: Tensor, keys: Sequence[str]) -> list[list[int]]:
+    """The labels of each prompt's words, without padding; `aligned`: see `MarkedPrompts.targets`.
+
+    Raises ValueError naming the key of a record that does not have one label for each word.
+    """
+    rows = [[label for label in row if label != PADDING] for row in aligned.tolist()]
+    for prompt, labels, key in zip(prompts, rows, keys, strict=True):
+        if len(labels) != (count := len(split_words(prompt))):
+            raise ValueError(f"Record '{key}': {len(labels)} word labels for the {count} words of {prompt!r}.")
+    return rows
 
 
 def matched(words: Sequence[str], text: str) -> list[float]:

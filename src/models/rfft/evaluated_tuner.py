@@ -67,15 +67,15 @@ class EvaluatedTuner(Tuner):
         shown += list(zip(images[0].cpu(), batch["prompt"], strict=True))[: SHOWN - len(shown)]
 
     def evaluation_end(self, split: str) -> None:
-        """After validation, draws `pictures/step-N.png`, always with the same products, prompts and noise."""
+        """After validation, draws `figures/step-N.png`, always with the same products, prompts and noise."""
         if split != "val" or not self.shown.get("val"):  # or this process has no row
             return
         images, prompts = zip(*self.shown.pop("val"), strict=True)
-        step, folder = self.trainer.global_step, Path(self.trainer.default_root_dir) / "pictures"
+        step, folder = self.trainer.global_step, Path(self.trainer.default_root_dir) / "figures"
         if self.trainer.is_global_zero:
             draw_images(folder / f"step-{step:06}.png", torch.stack(images), prompts)
         if isinstance(self.logger, TensorBoardLogger):
-            self.logger.experiment.add_images("val/pictures", torch.stack(images), step)
+            self.logger.experiment.add_images("val/images", torch.stack(images), step)
 
     def report(self, data: Any, folder: Path) -> list[Path]:
         """Draws `before_after.png`: the same products, prompts and noise, not selected. Writes `measures.csv`.

@@ -108,7 +108,7 @@ def test_a_run_learns_scales_its_latents_and_ends_in_a_folder_of_diffusers(tmp_p
     again: Any = load(folder)
     assert all(torch.equal(a, b) for a, b in zip(again.net.parameters(), system.net.parameters(), strict=True))
     assert again.net.config.scaling_factor == system.net.config.scaling_factor
-    assert (tmp_path / "pictures/reconstructions.png").is_file()
+    assert (tmp_path / "figures/reconstructions.png").is_file()
     assert not (folder / "model.safetensors").exists()
     with pytest.raises(ValueError, match="must be in"):
         autoencoder(products=1.5)

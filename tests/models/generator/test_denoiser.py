@@ -187,7 +187,7 @@ def test_a_run_ends_in_a_folder_that_diffusers_opens(trainable, tmp_path):
     metrics, system = train(tmp_path, trainable)
     folder = tmp_path / "checkpoint"
     assert set(metrics) == {"test/loss"}
-    assert (tmp_path / "pictures/samples.png").is_file()
+    assert (tmp_path / "figures/samples.png").is_file()
     opened = StableDiffusionControlNetInpaintPipeline.from_pretrained(folder)
     now, before = dict(system.trainable.merged().named_parameters()), dict(tiny.generator().named_parameters())
     assert any(not torch.equal(now[name], before[name]) for name in before)

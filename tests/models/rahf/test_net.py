@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from src.build import build
+from src.config import compose
 from src.models.layers import ImageEncoderSettings
 from src.models.rahf.heads import HeatMapHead, ScoreHead
 from src.models.rahf.net import RAHF, HeadSettings, PromptModelSettings
@@ -86,6 +88,25 @@ def test_heads_of_the_paper():
         scores = ScoreHead(768, 14, (768, 384, 128, 64), (2048, 1024))(torch.rand(1, 768, 14, 14))
     assert maps.shape == (1, 1, 224, 224)
     assert scores.shape == (1, 1)
+
+
+def test_the_experiment_of_the_paper_uses_the_whole_vit_at_full_resolution():
+    config = compose("fit", [
+        "experiment=rahf_paper",
+        "model.image_encoder.pretrained=false", "model.image_encoder.name=vit_base_patch16_384",
+        "model.image_encoder.options={embed_dim: 16, depth: 3, num_heads: 2}",
+        "model.prompt_model.pretrained=false", "model.prompt_model.name=src/data/showroom/t5",
+        "model.heads={map_convs: [8], map_deconvs: [8, 8, 8, 8], score_convs: [8, 8, 8, 8, 8, 8]}",
+    ])  # fmt: skip
+    model = build(config.model).net.eval()
+    assert len(model.encoder.net.model.blocks) == 3
+    assert model.encoder.mean.flatten().tolist() == model.encoder.std.flatten().tolist() == [0.5] * 3
+    with torch.no_grad():
+        maps, scores, _ = model(torch.rand(1, 3, 512, 512), PROMPTS[:1])
+    assert maps.shape == (1, 2, 384, 384)
+    assert scores.shape == (1, 4)
+    assert config.trainer.max_steps == -1
+    assert config.model.loss_weights == {"heatmaps": 1.0, "scores": 1.0, "words": 1.0}
 
 
 @pytest.mark.parametrize(

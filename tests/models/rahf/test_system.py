@@ -105,6 +105,25 @@ def test_non_finite_predictions_are_an_error_with_their_keys(trained):
         trained[0].evaluation_step(batch, "test")
 
 
+def test_evaluation_wants_one_label_for_each_word(trained):
+    batch = next(iter(AdData(Walls(), batch_size=4, num_workers=0).batches("test", "cpu")))
+    batch["prompt"][1] = "a chair"
+    with torch.no_grad(), pytest.raises(ValueError, match=f"{batch['key'][1]}': 4 word labels for the 2 words of"):
+        trained[0].evaluation_step(batch, "test")
+
+
+def test_a_heat_map_without_any_mark_keeps_its_threshold(trained):
+    system = trained[0]
+    before = dict(system.thresholds)
+    batch = next(iter(AdData(Walls(), batch_size=4, num_workers=0).batches("test", "cpu")))
+    batch["heatmaps"][:, 1] = 0
+    system.net.thresholds.fill_(0.77)
+    system.calibrate([batch])
+    assert system.thresholds["misalignment"] == pytest.approx(0.77)
+    assert system.thresholds["implausibility"] != pytest.approx(0.77)
+    system.net.thresholds.copy_(torch.tensor([before["implausibility"], before["misalignment"]]))
+
+
 def test_the_report_is_drawn(trained, tmp_path: Path):
     system, _ = trained
     data = AdData(Walls(), batch_size=4, num_workers=0)
@@ -148,9 +167,8 @@ def test_the_regressor_learns_scores_and_maps_but_not_what_needs_the_prompt():
     assert "test/word_f1" not in metrics
 
 
-@pytest.mark.parametrize("name", ["rahf"])
-def test_the_yaml_fits_the_showroom(name):
-    config = compose("fit", [f"model={name}"])
+def test_the_yaml_fits_the_showroom():
+    config = compose("fit", ["model=rahf"])
     system, data = build(config.model), build(config.data)
     data.require(system)
     assert sum(weight.numel() for weight in system.net.parameters()) * 2 < 8e6, "8 MB in float16"

@@ -82,9 +82,11 @@ def test_constrained_decoding_is_greedy_search_over_both_forms_of_each_word(prom
 
 
 def test_a_decoder_that_learned_the_marks_gives_them_in_both_ways(prompts, decoder):
-    memory, mask = torch.randn(2, 5, 16), torch.ones(2, 5, dtype=torch.bool)
-    aligned = torch.tensor([[1, 0, 1, 1, 1, 1, 0], [0, 1, -100, -100, -100, -100, -100]])
-    targets = prompts.targets(PROMPTS, aligned, ["first", "second"])
+    texts = [*PROMPTS, "日 chair"]  # with an unknown character
+    memory, mask = torch.randn(3, 5, 16), torch.ones(3, 5, dtype=torch.bool)
+    aligned = torch.tensor([[1, 0, 1, 1, 1, 1, 0], [0, 1, *[-100] * 5], [0, 1, *[-100] * 5]])
+    targets = prompts.targets(texts, aligned, texts)
+    assert prompts.tokenizer.unk_token_id in targets.ids[2]
     labels = targets.ids.masked_fill(~targets.mask, -100)
     optimizer = torch.optim.Adam(decoder.parameters(), 1e-2)
     for _ in range(150):
@@ -94,7 +96,7 @@ def test_a_decoder_that_learned_the_marks_gives_them_in_both_ways(prompts, decod
         optimizer.step()
     wanted = torch.where(aligned < 0, torch.nan, 1.0 - aligned)
     for way in (prompts.constrained, prompts.free):
-        torch.testing.assert_close(way(decoder, memory, mask, PROMPTS).round(), wanted, equal_nan=True)
+        torch.testing.assert_close(way(decoder, memory, mask, texts).round(), wanted, equal_nan=True)
 
 
 @pytest.mark.parametrize(

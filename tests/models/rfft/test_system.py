@@ -592,13 +592,13 @@ def test_a_run_raises_the_reward_and_ends_in_a_folder_of_diffusers(trainable, re
     )
     opened = load_generator(tmp_path / "checkpoint", **after.net.settings)
     assert redness(opened) > redness(tiny.generator()) + 2e-5
-    assert (tmp_path / "pictures" / "before_after.png").is_file()
-    with (tmp_path / "pictures" / "measures.csv").open(encoding="utf-8") as file:
+    assert (tmp_path / "figures" / "before_after.png").is_file()
+    with (tmp_path / "figures" / "measures.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["key"] for row in rows] == sorted(row["key"] for row in rows)
     for name in ("reward", "before_reward", "dissimilarity"):
         assert sum(float(row[name]) for row in rows) / len(rows) == pytest.approx(metrics[f"test/{name}"], rel=1e-5)
-    assert list((tmp_path / "pictures").glob("step-*.png"))
+    assert list((tmp_path / "figures").glob("step-*.png"))
     StableDiffusionControlNetInpaintPipeline.from_pretrained(tmp_path / "checkpoint")
 
 

@@ -304,7 +304,7 @@ def test_learns_draws_and_comes_back_from_its_folder(tmp_path: Path):
     [measured] = trainer.test(net, data, verbose=False)
     assert measured["test/macro_f1"] > 0.9
     assert measured["test/availability_ap"] > 0.9
-    paths = net.report(data, tmp_path / "pictures")
+    paths = net.report(data, tmp_path / "figures")
     assert [path.name for path in paths] == ["ads.png", "confusion.png"]
     assert all(path.stat().st_size > 10_000 for path in paths)
 
