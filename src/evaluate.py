@@ -1,6 +1,8 @@
 """Evaluates a checkpoint on a split: `python -m src.evaluate checkpoint=checkpoints/rfnet data=showroom split=test`.
 
 Prints the metrics as a table and, with `out=DIR`, writes them to `DIR/metrics.json` as {"test/availability_f1": ...}.
+Several checkpoints, `checkpoint=[DIR,DIR]`, are measured on the same records and compared in one table; the file then
+has the metrics of each by folder.
 """
 
 import math
@@ -16,6 +18,7 @@ from src.data.module import AdData
 from src.runtime.checkpoint import load
 from src.runtime.command import command
 from src.runtime.files import write_json
+from src.runtime.progress import comparison
 from src.runtime.system import System
 
 
@@ -36,20 +39,29 @@ def evaluate(
 @command("evaluate")
 def main(config: DictConfig) -> None:
     L.seed_everything(config.seed, verbose=False)
-    system, data = load(config.checkpoint), build(config.data)
-    data.require(system)
+    folders = [config.checkpoint] if isinstance(config.checkpoint, str) else [str(name) for name in config.checkpoint]
+    systems, data = {folder: load(folder) for folder in folders}, build(config.data)
+    for system in systems.values():
+        data.require(system)
     if not (records := len(data.split(config.split))):
         raise ValueError(f"the {config.split} split has no records.")
     trainer = L.Trainer(**build(config.trainer), logger=False, enable_checkpointing=False)
     asked = data.measured_rows(trainer, records)
     transforms = [name for name in ("repainted", "perceived") if config[name]]
-    metrics = evaluate(system, data, config.split, trainer, transforms)
+    measured = {}
+    for folder, system in systems.items():
+        data.require(system)
+        measured[folder] = evaluate(system, data, config.split, trainer, transforms)
     share = f"{asked} of {records}" if asked < records else records
-    print(f"{config.checkpoint} on the {config.split} split, {share} records")
-    print(system.tables(metrics))
+    print(f"{', '.join(systems)} on the {config.split} split, {share} records")
+    alike = len({type(system).tables for system in systems.values()}) == 1
+    print(next(iter(systems.values())).tables(measured) if alike else comparison(measured))
     if config.out and trainer.is_global_zero:
-        numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        write_json(Path(config.out) / "metrics.json", numbers)
+        numbers = {
+            folder: {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+            for folder, metrics in measured.items()
+        }
+        write_json(Path(config.out) / "metrics.json", numbers if len(numbers) > 1 else numbers[folders[0]])
 
 
 if __name__ == "__main__":

@@ -59,6 +59,22 @@ def test_metrics_of_any_split_are_printed_and_written_alike(
     assert again == pytest.approx(metrics, abs=1e-5), "the mean is over records, not batches"
 
 
+def test_several_checkpoints_are_compared_on_the_same_records(
+    tmp_path: Path, nets: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = [nets["checkpoint"], nets["depth"]]
+    assert command(monkeypatch, f"checkpoint=[{','.join(both)}]", f"out={tmp_path / 'both'}") == 0
+    head, *rows = capsys.readouterr().out.splitlines()[1:]
+    assert head.split() == ["metric", *both]
+    told = json.loads((tmp_path / "both/metrics.json").read_text())
+    for folder in both:
+        assert command(monkeypatch, f"checkpoint={folder}", f"out={tmp_path / 'one'}") == 0
+        assert json.loads((tmp_path / "one/metrics.json").read_text()) == told[folder]
+    shown = {name: values for name, *values in map(str.split, rows)}
+    assert shown["test/macro_f1"] == [f"{told[both[0]]['test/macro_f1']:.4f}", "-"]
+    assert shown["test/spearman"] == ["-", f"{told[both[1]]['test/spearman']:.4f}"]
+
+
 def test_a_perception_net_is_measured_too_and_without_out_nothing_is_written(
     tmp_path: Path, nets: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,7 +3,7 @@
 import io
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -60,6 +60,27 @@ def table(metrics: Mapping[str, float]) -> str:
         for name, value in metrics.items()
         if not name.startswith(before)
     )
+
+
+def columns(head: Sequence[str], rows: Sequence[Sequence[str | float | None]]) -> str:
+    """A table with a head: texts to the left, numbers to the right with four decimals, "-" for None."""
+    cells = [list(head), *([f"{c:.4f}" if isinstance(c, float) else c or "-" for c in row] for row in rows)]
+    texts = [all(isinstance(row[column], str) for row in rows) for column in range(len(head))]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if text else cell.rjust(width)
+            for cell, width, text in zip(row, widths, texts, strict=True)
+        ).rstrip()
+        for row in cells
+    )
+
+
+def comparison(measured: Mapping[str, Mapping[str, float]]) -> str:
+    """The metrics of several models, by the models' names: one line per metric, one column per model."""
+    names = list(dict.fromkeys(name for metrics in measured.values() for name in metrics))
+    rows = [[name, *(metrics.get(name) for metrics in measured.values())] for name in names]
+    return columns(["metric", *measured], rows)
 
 
 def progress_bar(total: int, done: int = 0, desc: str | None = None, unit: str = "ad") -> tqdm:

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from src.runtime.progress import table
+from src.runtime.progress import comparison, table
 from src.runtime.schedules import adamw
 
 
@@ -56,9 +56,9 @@ class System(L.LightningModule, ABC):
     def calibrate(self, batches: Iterable[dict[str, Any]]) -> None:
         """Calibrates the model on validation batches after training, for example a temperature; in eval mode."""
 
-    def tables(self, metrics: Mapping[str, float]) -> str:
-        """Metrics named `<split>/<name>` as text, for `src.evaluate`."""
-        return table(metrics)
+    def tables(self, measured: Mapping[str, Mapping[str, float]]) -> str:
+        """Metrics named `<split>/<name>` of one or several checkpoints, by folder, as text for `src.evaluate`."""
+        return comparison(measured) if len(measured) > 1 else table(*measured.values())
 
     def report(self, data: Any, folder: Path) -> list[Path]:
         """Draws figures of the test split of an `AdData` in `folder`; returns the files."""

@@ -91,9 +91,12 @@ class FeedbackSystem(System):
         found["mean"] = torch.stack(means + ([torch.stack(maps).mean()] if maps else [])).mean()
         self.log_dict({f"{split}/{name}": value for name, value in found.items()})
 
-    def tables(self, metrics: Mapping[str, float]) -> str:
-        plain = {name.partition("/")[2]: value for name, value in metrics.items()}
-        return f"{paper_tables(plain, asdict(Conventions()))}\n\nmean  {plain['mean']:.4f}"
+    def tables(self, measured: Mapping[str, Mapping[str, float]]) -> str:
+        plain = {
+            model: {name.partition("/")[2]: value for name, value in metrics.items()}
+            for model, metrics in measured.items()
+        }
+        return paper_tables(plain, asdict(Conventions()))
 
     def report(self, data: Any, folder: Path) -> list[Path]:
         """Draws `feedback.png`: heat maps over test ads, with scores and misaligned words."""

@@ -1,41 +1,54 @@
 """The tables of the RAHF paper (arXiv 2312.10240, section 5): scores, heat maps, misaligned words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from src.data.batch import HEAT_MAPS, SCORES
+from src.runtime.progress import columns
 
-HEAT_MAP_COLUMNS = {
+HEAT_MAP_METRICS = {
     "mse": "MSE", "mse_empty": "MSE, GT = 0", "cc": "CC", "kld": "KLD", "sim": "SIM", "nss": "NSS",
     "auc_judd": "AUC-Judd",
 }  # fmt: skip
-WORD_COLUMNS = {"word_precision": "precision", "word_recall": "recall", "word_f1": "F1"}
+CORRELATIONS = {"plcc": "PLCC", "srcc": "SRCC"}
+WORDS = {"word_precision": "precision", "word_recall": "recall", "word_f1": "F1"}
 
 
-def paper_tables(metrics: Mapping[str, float], conventions: Mapping[str, object]) -> str:
-    """Metrics, without the name of the split, as the three tables, as far as they are there."""
-    parts = []
-    if any(name.endswith("_srcc") for name in metrics):
-        rows = [[name, *(metrics.get(f"{name}_{kind}") for kind in ("plcc", "srcc"))] for name in (*SCORES, "mean")]
-        parts.append(_table(["scores", "PLCC", "SRCC"], rows))
-    if any(name.startswith(HEAT_MAPS[0]) for name in metrics):
-        rows = [[name, *(metrics.get(f"{name}_{key}") for key in HEAT_MAP_COLUMNS)] for name in HEAT_MAPS]
-        told = ", ".join(f"{name} {value}" for name, value in conventions.items() if value is not None)
-        parts.append(f"{_table(['heat maps', *HEAT_MAP_COLUMNS.values()], rows)}\n({told})")
-    if "word_f1" in metrics:
-        rows = [[kind, *(metrics.get(f"{key}{end}") for key in WORD_COLUMNS)] for kind, end in (
-            ("all words", ""), ("mean over images", "_per_sample"),
-        )]  # fmt: skip
-        parts.append(_table(["misaligned words", *WORD_COLUMNS.values()], rows))
-    return "\n\n".join(parts)
+def paper_tables(measured: Mapping[str, Mapping[str, float]], conventions: Mapping[str, object]) -> str:
+    """The metrics of models by the models' names, without the name of the split; a model is left out where it has none.
+
+    `conventions`: of the heat maps' metrics, printed below their table.
+    """
+    told = ", ".join(f"{name} {value}" for name, value in conventions.items() if value is not None)
+    tables = []
+    for what, targets, metrics in (
+        ("scores", (*SCORES, "mean"), CORRELATIONS),
+        ("heat maps", HEAT_MAPS, HEAT_MAP_METRICS),
+    ):
+        rows = [(model, target, [f"{target}_{key}" for key in metrics]) for target in targets for model in measured]
+        tables.append(_table(what, rows, metrics.values(), measured))
+    rows = [
+        (model, kind, [f"{key}{end}" for key in WORDS])
+        for kind, end in (("all words", ""), ("mean over images", "_per_sample"))
+        for model in measured
+    ]
+    tables.append(_table("misaligned words", rows, WORDS.values(), measured))
+    if tables[1]:
+        tables[1] += f"\n({told})"
+    tables.append(columns(["", "mean"], [[model, metrics["mean"]] for model, metrics in measured.items()]))
+    return "\n\n".join(table for table in tables if table)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str | float | None]]) -> str:
-    cells = [list(head), *([f"{c:.4f}" if isinstance(c, float) else c or "-" for c in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if n == 0 else cell.rjust(width)
-            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in cells
-    )
+def _table(
+    what: str,
+    rows: Sequence[tuple[str, str, Sequence[str]]],
+    metrics: Iterable[str],
+    measured: Mapping[str, Mapping[str, float]],
+) -> str:
+    """Rows of (model, target, names of the metrics); "" if no model has any. One model is not named in each row."""
+    several = len(measured) > 1
+    filled = [
+        [target, *([model] if several else []), *(measured[model].get(name) for name in names)]
+        for model, target, names in rows
+        if any(name in measured[model] for name in names)
+    ]
+    return columns([what, *(["model"] if several else []), *metrics], filled) if filled else ""

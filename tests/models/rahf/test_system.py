@@ -76,12 +76,23 @@ def test_it_learns_maps_scores_and_words(trained):
 
 def test_evaluation_prints_the_tables_of_the_paper(trained):
     system, metrics = trained
-    text = system.tables(metrics)
+    text = system.tables({"rahf": metrics})
     lines = {line.split("  ")[0].strip(): line.split() for line in text.splitlines() if line}
     assert lines["plausibility"][1:] == [f"{metrics[f'test/plausibility_{k}']:.4f}" for k in ("plcc", "srcc")]
     assert lines["misalignment"][3] == f"{metrics['test/misalignment_cc']:.4f}"
     assert lines["all words"][-1] == f"{metrics['test/word_f1']:.4f}"
+    assert lines["rahf"][-1] == f"{metrics['test/mean']:.4f}"
     assert "fixation_threshold 0.0" in text
+
+
+def test_models_are_compared_in_the_tables_where_they_predict_something(trained):
+    system, metrics = trained
+    other = {"test/plausibility_plcc": 0.5, "test/plausibility_srcc": 0.25, "test/mean": 0.25}
+    text = system.tables({"rahf": metrics, "regressor": other})
+    assert "plausibility  regressor  0.5000  0.2500" in text
+    assert f"plausibility  rahf       {metrics['test/plausibility_plcc']:.4f}" in text
+    assert "misalignment    regressor" not in text
+    assert text.splitlines()[-1].split() == ["regressor", "0.2500"]
 
 
 def test_a_checkpoint_holds_it_all_without_the_hub(trained, tmp_path: Path, monkeypatch):
@@ -167,8 +178,9 @@ def test_the_regressor_learns_scores_and_maps_but_not_what_needs_the_prompt():
     assert "test/word_f1" not in metrics
 
 
-def test_the_yaml_fits_the_showroom():
-    config = compose("fit", ["model=rahf"])
+@pytest.mark.parametrize("name", ["rahf", "rahf_regressor"])
+def test_the_yaml_fits_the_showroom(name):
+    config = compose("fit", [f"model={name}"])
     system, data = build(config.model), build(config.data)
     data.require(system)
     assert sum(weight.numel() for weight in system.net.parameters()) * 2 < 8e6, "8 MB in float16"
