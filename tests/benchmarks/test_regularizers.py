@@ -65,7 +65,7 @@ def test_intervals_are_those_of_products_and_of_means_over_seeds(tmp_path: Path)
     """Of two products in three records; the means of the draws: tests/metrics/test_intervals.py."""
     runs = []
     for seed, after in enumerate(([0.0, 1.0, 0.0], [0.0, 0.0, 0.0])):
-        folder = tmp_path / f"{seed}/pictures"
+        folder = tmp_path / f"{seed}/figures"
         folder.mkdir(parents=True)
         lines = [f"k{i},p,0.0,{value},nan,0.5" for i, value in enumerate(after)]
         head = "key,prompt,before_reward,reward,before_attribute_accuracy,attribute_accuracy"

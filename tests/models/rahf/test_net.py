@@ -92,7 +92,7 @@ def test_heads_of_the_paper():
 
 def test_the_experiment_of_the_paper_uses_the_whole_vit_at_full_resolution():
     config = compose("fit", [
-        "experiment=rahf_paper",
+        "experiment=rahf_paper", "data.source.folder=nowhere",
         "model.image_encoder.pretrained=false", "model.image_encoder.name=vit_base_patch16_384",
         "model.image_encoder.options={embed_dim: 16, depth: 3, num_heads: 2}",
         "model.prompt_model.pretrained=false", "model.prompt_model.name=src/data/showroom/t5",
