@@ -1,8 +1,8 @@
 """Evaluates a checkpoint on a split: `python -m src.evaluate checkpoint=checkpoints/rfnet data=showroom split=test`.
 
 Prints the metrics as a table and, with `out=DIR`, writes them to `DIR/metrics.json` as {"test/availability_f1": ...}.
-Several checkpoints, `checkpoint=[DIR,DIR]`, are measured on the same records and compared in one table; the file then
-has the metrics of each by folder.
+With `compare=[DIR,DIR]` more checkpoints are measured on the same records and compared in one table; the file then has
+the metrics of each by folder.
 """
 
 import math
@@ -39,7 +39,7 @@ def evaluate(
 @command("evaluate")
 def main(config: DictConfig) -> None:
     L.seed_everything(config.seed, verbose=False)
-    folders = [config.checkpoint] if isinstance(config.checkpoint, str) else [str(name) for name in config.checkpoint]
+    folders = [str(folder) for folder in (config.checkpoint, *config.compare)]
     systems, data = {folder: load(folder) for folder in folders}, build(config.data)
     for system in systems.values():
         data.require(system)

@@ -63,7 +63,7 @@ def test_several_checkpoints_are_compared_on_the_same_records(
     tmp_path: Path, nets: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     both = [nets["checkpoint"], nets["depth"]]
-    assert command(monkeypatch, f"checkpoint=[{','.join(both)}]", f"out={tmp_path / 'both'}") == 0
+    assert command(monkeypatch, f"checkpoint={both[0]}", f"compare=[{both[1]}]", f"out={tmp_path / 'both'}") == 0
     head, *rows = capsys.readouterr().out.splitlines()[1:]
     assert head.split() == ["metric", *both]
     told = json.loads((tmp_path / "both/metrics.json").read_text())
