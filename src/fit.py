@@ -11,7 +11,6 @@ Exit code 2 after an error, 143 after SIGTERM.
 
 import inspect
 import shlex
-import signal
 import sys
 import warnings
 from pathlib import Path
@@ -38,15 +37,13 @@ from src.runtime.system import System
 
 
 @command("fit")
-def main(config: DictConfig) -> int:
+def main(config: DictConfig) -> None:
     try:
         run(plain(config))
-    except SIGTERMException:
+    except SIGTERMException as stop:
         state = Path(config.out) / "last.ckpt"
-        kept = f"resume=true continues from {state}" if state.exists() else "no state was saved yet"
-        print(f"fit: stopped by SIGTERM; {kept}.", file=sys.stderr)
-        return 128 + signal.SIGTERM
-    return 0
+        stop.add_note(f"resume=true continues from {state}" if state.exists() else "no state was saved yet")
+        raise
 
 
 def run(config: dict[str, Any]) -> dict[str, float]:

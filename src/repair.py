@@ -1,11 +1,11 @@
 """Repairs implausible regions of images: `python -m src.repair table=ads.csv checkpoint=checkpoints/rahf out=REPAIRED`.
 
-RAHF's implausibility map above a threshold, dilated, without the product, is generated anew under the image's prompt,
+RAHF's implausibility map above a threshold, dilated, without the product, is generated again under the image's prompt,
 several times; the most plausible candidate is kept if it is more plausible than the image was. Tables and folders:
 `src/data/ads.py`; they have image and prompt, and the product cut-out with `product=true`.
 `out` has <key>.png and a line of manifest.jsonl for each image: key, found (anything to repair), repaired, peak (the
 largest implausibility), area (share of pixels in the mask), before and after (plausibility), values (of all
-candidates). An image without a finding is copied. The same command resumes after a kill; failed rows are listed in
+candidates). An image without detected flaws is copied. The same command resumes after a kill; failed rows are listed in
 failed.csv. Exit code 0: all images are there; 1: some rows failed; 2: nothing can be repaired.
 """
 
@@ -89,7 +89,7 @@ def main(config: DictConfig) -> int:
                 output.add([done[row.key]], [])
             bar.update()
     found, better = (sum(row[name] for row in done.values()) for name in ("found", "repaired"))
-    print(f"{found} of {len(done)} images with a finding, {better} repaired")
+    print(f"{found} of {len(done)} images with detected flaws, {better} repaired")
     return output.report(f"images in {out}")
 
 

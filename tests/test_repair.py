@@ -117,7 +117,7 @@ def test_every_image_has_a_file_and_a_line_and_the_command_resumes(words, tmp_pa
     rows = manifest(out)
     assert sorted(rows) == ["ad0", "ad1", "ad2"]
     found, better = (sum(row[name] for row in rows.values()) for name in ("found", "repaired"))
-    assert f"{found} of 3 images with a finding, {better} repaired" in capsys.readouterr().out
+    assert f"{found} of 3 images with detected flaws, {better} repaired" in capsys.readouterr().out
     for number, image in enumerate(images):
         row, written = rows[f"ad{number}"], np.asarray(Image.open(out / f"ad{number}.png"))
         assert np.array_equal(written[24:40, 20:36], image[24:40, 20:36]), "the product stays"

@@ -78,7 +78,7 @@ class Ads(ABC):
             added = "INSERT OR IGNORE INTO seen VALUES (?, ?)"
             if not row.problem and not seen.execute(added, (row.key, row.number)).rowcount:
                 (first,) = seen.execute("SELECT number FROM seen WHERE key = ?", (row.key,)).fetchone()
-                row = replace(row, problem=f"the key is that of row {first}")
+                row = replace(row, problem=f"duplicate key, first used in row {first}")
             yield row
 
     def read(self, row: Row, max_size: int | None = None) -> Record:
@@ -121,7 +121,7 @@ class Ads(ABC):
 
 
 class Table(Ads):
-    """The rows of a CSV, TSV or JSONL file. Raises ValueError when the columns cannot do."""
+    """The rows of a CSV, TSV or JSONL file. Raises ValueError if required columns are missing."""
 
     def __init__(self, path: Path, fields: frozenset[str]) -> None:
         super().__init__(path, fields)
@@ -221,7 +221,7 @@ def read_image(file: Path, field: str, size: tuple[int, int] | None = None, max_
 
 
 def _checked(row: Row, fields: tuple[str, ...]) -> Row:
-    """The row, with its problem if its cells cannot do."""
+    """The row, with its problem if required cells are empty."""
     if empty := [field for field in fields if not row.cells.get(field, "").strip()]:
         return replace(row, problem=f"no {', '.join(empty)}")
     try:

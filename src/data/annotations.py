@@ -97,7 +97,7 @@ def read_ratings(table: Path) -> dict[str, list[Rating]]:
     rater's second rating of it.
     """
     if not table.is_file():
-        raise ValueError(f"{table}: there is no such file.")
+        raise ValueError(f"{table}: file not found.")
     found: dict[str, list[Rating]] = {}
     with table.open("rb") as file:
         for line, text in enumerate(file, 1):
@@ -119,7 +119,7 @@ def read_ratings(table: Path) -> dict[str, list[Rating]]:
 
 def _rating(row: Any) -> Rating:
     if not isinstance(row, dict):
-        raise ValueError(f"{row!r} is no JSON object")
+        raise ValueError(f"{row!r} is not a JSON object")
     if missing := [
         name for name in ("image", "prompt", "rater", *POINTS, "words_misaligned", *SCORES) if name not in row
     ]:
@@ -161,7 +161,7 @@ def aggregate(table: str, out: str, val: float = 0.1, test: float = 0.1) -> Path
     for name, some in ratings.items():
         source = Path(table).parent / name
         if (other := places.setdefault(uid(source.name), name)) != name:
-            raise ValueError(f"{table}: '{other}' and '{name}' have one stem, which has to be unique.")
+            raise ValueError(f"{table}: '{other}' and '{name}' have the same stem; stems must be unique.")
         if source.suffix.lower() not in SUFFIXES:
             raise ValueError(f"{table}: '{name}' is none of {', '.join(SUFFIXES)}.")
         width, height = _size(source)

@@ -86,7 +86,7 @@ def expand(root: Path, pattern: str) -> tuple[Path, list[Path]]:
     base, rest = root.joinpath(*fixed), Path(pattern).parts[len(fixed) :]
     places = sorted(base.glob("/".join(rest))) if rest else [base]
     if not places or not all(place.exists() for place in places):
-        raise ValueError(f"{root / pattern}: there is no such folder, archive or match of the pattern.")
+        raise ValueError(f"{root / pattern}: no such folder or archive, and nothing matches the pattern.")
     return (base if base.is_dir() else base.parent), places
 
 

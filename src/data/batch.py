@@ -1,4 +1,4 @@
-"""The batch: a plain dict that every data set fills as far as it can and every system reads by field name."""
+"""The batch: a plain dict; each data set provides the fields that it has, each system reads those that it needs."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -42,7 +42,7 @@ def reason(error: BaseException) -> str:
 
 
 def check_canvas(field: str, size: tuple[int, int], canvas: tuple[int, int]) -> None:
-    """Raises ValueError when a product or map is not of the image's shape: fitted, it would be out of place."""
+    """Raises ValueError if a product or map, which is to be resized, does not have the image's aspect ratio."""
     (width, height), (across, down) = size, canvas
     off = abs(width * down - height * across)
     rounding = 0.5 * max(width, height, across, down)  # a side may be rounded by half a pixel

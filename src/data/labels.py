@@ -66,8 +66,8 @@ def read_labels(
 def read_texts(path: Path, fault: Fault, encoding: str = "utf-8") -> tuple[list[bytes], dict[str, list[str]]]:
     """The keys of a table with `key`, `title` and maybe `prompt`, and these texts by field.
 
-    A row with an empty key or text is left out, so that its image counts as one without a title. A row that is torn,
-    has too many or too few cells or is not in `encoding` is a fault.
+    A row with an empty key or text is left out, so that its image counts as one without a title. A malformed row, and
+    one that has too many or too few cells or is not in `encoding`, is a fault.
     """
     if not path.is_file():
         raise ValueError(f"{path}: there is no such table of titles; data.titles=null says that there is none.")

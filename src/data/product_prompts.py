@@ -38,12 +38,12 @@ def read_product_prompts(products: str | Path, prompts: str | Path) -> list[Prod
     `prompts` is a CSV, TSV or JSONL table with the columns key and prompt, and maybe title; or a .txt file of prompts,
     one per line, which the products take in turn. A key may be a file's whole name. A product that the table does not
     name has the prompt "". Files that begin with a dot are ignored. Warns of keys without an image and of images of
-    other kinds. Raises ValueError if there is no folder, image or prompt, for two images of one stem, for a torn table,
-    for a key that it has twice, and if it names none of the products.
+    other kinds. Raises ValueError if there is no folder, image or prompt, for two images of one stem, for a malformed
+    table, for a key that it has twice, and if it names none of the products.
     """
     folder, file = Path(products), Path(prompts)
     if not folder.is_dir():
-        raise ValueError(f"products={products}: there is no such folder.")
+        raise ValueError(f"products={products}: folder not found.")
     files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     others = [path.name for path in files if path.suffix.lower() in Image.registered_extensions().keys() - {*SUFFIXES}]
     _warn(f"products={products}: not read, as no {', '.join(SUFFIXES)}", others)
@@ -54,7 +54,7 @@ def read_product_prompts(products: str | Path, prompts: str | Path) -> list[Prod
     if not by_key:
         raise ValueError(f"products={products}: there is no image ({', '.join(SUFFIXES)}).")
     if not file.is_file():
-        raise ValueError(f"prompts={prompts}: there is no such file.")
+        raise ValueError(f"prompts={prompts}: file not found.")
     if file.suffix.lower() == ".txt":
         try:
             lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""A folder of products of one's own as a data set, to tune a generator on: `data=products`.
+"""A folder of your own products as a data set, to tune a generator on: `data=products`.
 
 `python -m src.data.products DIR` makes such a folder of the showroom's products.
 """
@@ -21,7 +21,7 @@ class Products(Source):
     """Product images with prompts (see `read_product_prompts`) as a data set to tune a generator on.
 
     Records have key, prompt, product, and title if the prompts have it. At least one product in `val` and one in `test`
-    (shares; which ones, their keys' hashes say), the rest trains. `size`, `scale`, `centre`: see `placed`.
+    (shares, chosen by a hash of the key), the rest trains. `size`, `scale`, `centre`: see `placed`.
 
     All are opened once at the start. Raises ValueError naming the products without a prompt, or without a title where
     others have one, and those that cannot be placed.

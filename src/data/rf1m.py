@@ -37,8 +37,8 @@ class RF1M(Source):
     Products, maps and titles belong to the image of the same file stem. A row without a configured modality is an
     error, unless `require` lists the modality: then such rows are left out and counted in `counts`.
 
-    on_error="skip" lists bad rows in `quarantine` (JSON lines: file, line, key, reason), anew at each start, and leaves
-    them out. A training row found broken while reading is added there and replaced by the next readable one of its
+    on_error="skip" leaves bad rows out and lists them in `quarantine` (JSON lines: file, line, key, reason), which is
+    written again at each start. A training row found broken while reading is added there and replaced by the next readable one of its
     split, always the same; one of val or test ends the run, as the replacement would count twice in a metric.
     Rows that were verified are remembered until their files change.
     """
@@ -85,7 +85,7 @@ class RF1M(Source):
             raise ValueError(f"size={size} must be at least 1 px.")
         self.root, self.size, self.fit, self.on_error = Path(root).resolve(), size, fit, on_error
         if not self.root.is_dir():
-            raise ValueError(f"root={root}: there is no such folder.")
+            raise ValueError(f"root={root}: folder not found.")
         self.table, self.cache = self.root / labels, Path(cache or self.root)
         self.fault = Quarantine(Path(quarantine or self.cache / "quarantine.jsonl") if on_error == "skip" else None)
         self.classes = (*CLASSES, UNSUITABLE) if unsuitable == "class" else CLASSES

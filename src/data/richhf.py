@@ -105,7 +105,7 @@ class RichHF(Source):
         self.quarantine.write()
         for split, rows in self.rows.items():
             if not rows:
-                raise ValueError(f"{files[split]}: there is no usable record.")
+                raise ValueError(f"{files[split]}: no usable records.")
             for name, values in zip(SCORE_FEATURES, np.stack([row.scores for row in rows]).T, strict=True):
                 if len(rows) >= CONSTANT and np.ptp(values) == 0:
                     raise ValueError(

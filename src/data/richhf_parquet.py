@@ -116,7 +116,9 @@ def _convert(files: list[Path], place: Path, root: Path, prompts: dict[str, str]
         names = re.findall(r"[a-z]+", str(file.relative_to(place if place.is_dir() else place.parent)).lower())
         split = next((SPLIT_NAMES[name] for name in reversed(names) if name in SPLIT_NAMES), None)
         if split is None:
-            raise ValueError(f"{file}: its name tells no split, none of {', '.join(SPLIT_NAMES)}.")
+            raise ValueError(
+                f"{file}: cannot infer the split from the file name, which has none of {', '.join(SPLIT_NAMES)}."
+            )
         if (root / FILES[split]).exists():
             raise ValueError(f"{root / FILES[split]} exists; choose another folder.")
         parts.setdefault(split, []).append(file)

@@ -62,7 +62,7 @@ class EvaluationBatches(DistributedSampler):
 
     In order, or `shuffled`, always in the same way: then the first batches, to which trainer.limit_val_batches or
     limit_test_batches may cut an evaluation, are a fair sample of data whose neighbours are alike. All ranks get
-    equally many batches (collective operations never wait in vain), except that a rank without a group left gets
+    equally many batches (collective operations never deadlock), except that a rank without a group left gets
     none: that needs fewer groups than ranks, or batches of one group each.
     """
 

@@ -100,7 +100,7 @@ def split_by_files(keys: np.ndarray, rows: np.ndarray, root: Path, files: Mappin
     for name, file in files.items():
         path = root / file
         if name not in SPLITS or not path.is_file():
-            raise ValueError(f"split_files: {name}={path} is no file for one of {', '.join(SPLITS)}.")
+            raise ValueError(f"split_files: {name}={path} is not a file, or not for one of {', '.join(SPLITS)}.")
         listed = [line.strip() for line in path.read_bytes().splitlines()]
         for line, row in enumerate(match(listed, keys.tolist())):
             if not listed[line]:

@@ -25,8 +25,8 @@ class TableReader:
     """The rows of a table, read in constant memory each time that it is iterated.
 
     Cells are separated by commas, semicolons or tabs, as the header shows, and by blanks after these. A quoted cell may
-    hold line breaks; blank lines are no rows. Problems of a row: it is torn, has other columns than the header, is not
-    in `encoding`, or (JSONL) is no object, lacks one of `needs` or has a value that is neither text nor number.
+    hold line breaks; blank lines are no rows. Problems of a row: it is malformed, has other columns than the header, is
+    not in `encoding`, or (JSONL) is no object, lacks one of `needs` or has a value that is neither text nor number.
 
     `needs`: columns that must be there. Raises ValueError naming file and line for a header that lacks one or has one
     twice, for UTF-16, and for a file that is missing or no table.
@@ -37,16 +37,16 @@ class TableReader:
         if path.suffix.lower() not in SEPARATORS:
             raise ValueError(f"{path}: a table is {', '.join(SEPARATORS)}, not '{path.suffix}'.")
         if not path.is_file():
-            raise ValueError(f"{path}: there is no such file.")
+            raise ValueError(f"{path}: file not found.")
         try:
             utf8 = codecs.lookup(encoding).name == "utf-8"
         except LookupError:
-            raise ValueError(f"{path}: Python knows no encoding {encoding!r}.") from None
+            raise ValueError(f"{path}: unknown encoding {encoding!r}.") from None
         self._form = "utf-8-sig" if utf8 else encoding
         with path.open("rb") as file:
             start = file.read(4)
         if utf8 and (start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start):
-            raise ValueError(f"{path}, line 1: it is not UTF-8, it begins like UTF-16.")
+            raise ValueError(f"{path}, line 1: not UTF-8; it looks like UTF-16.")
         self.columns: list[str] = []
         self._json = path.suffix.lower() == ".jsonl"
         if not self._json:
@@ -91,7 +91,7 @@ class TableReader:
                 return
             except csv.Error as error:
                 there = f", from line {begin} on" if reader.line_num > begin else ""
-                yield reader.line_num, {}, f"is no row of a table{there}: {error}"
+                yield reader.line_num, {}, f"is malformed{there}: {error}"
                 continue
             if cells and not header:
                 counts = len(cells), len(self.columns)
@@ -108,7 +108,7 @@ class TableReader:
             except ValueError as error:
                 row = error
             if not isinstance(row, dict):
-                yield line, {}, f"is no JSON object ({row})"
+                yield line, {}, f"is not a JSON object ({row})"
                 continue
             problem = next((f"{name}: {kind}, not a text" for name, value in row.items() if (kind := _kind(value))), "")
             if missing := [name for name in self.needs if name not in row]:

@@ -30,7 +30,7 @@ class TFRecordFile:
 
     def __init__(self, path: Path, strict: bool = True) -> None:
         if not path.is_file():
-            raise ValueError(f"{path}: there is no such file.")
+            raise ValueError(f"{path}: file not found.")
         self.path, self.damage = path, ""
         offsets, at, size = [], 0, path.stat().st_size
         with path.open("rb") as file:

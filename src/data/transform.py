@@ -1,4 +1,4 @@
-"""What makes or changes fields of a batch on the device, by frozen nets; which ones, the YAML of the data set says."""
+"""Transforms that make or change fields of a batch on the device by frozen networks, configured in the data YAML."""
 
 from abc import ABC, abstractmethod
 

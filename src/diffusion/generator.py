@@ -152,7 +152,7 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def masked(self, batch: Batch, images: Tensor, mask: Tensor, seed: int | Sequence[int] = 0) -> Conditions:
-        """The conditions under which the region `mask` of `images` is generated anew, and the rest stays.
+        """The conditions under which the region `mask` of `images` is generated again, and the rest stays.
 
         batch: as for `encode`, of which the product's outline and the prompt are used. images: (batch, 3, height,
         width) in [0, 1]. mask: bool (batch, 1, height, width); latents that it touches are generated.

@@ -21,6 +21,7 @@ from src.runtime.files import locked
 
 HELP = {"-h", "--help"}
 EXPECTED = "MisconfigurationException"  # Lightning's ValueError; by name, because importing Lightning takes seconds
+TERMINATED = "SIGTERMException"  # raised by Lightning's loops, a SystemExit
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # all 0 or unset in the first process of a training run
 HARMLESS = ("does not have many workers", "exists and is not empty", "smaller than the logging interval", "LeafSpec",
             "in eval mode at the start")  # fmt: skip
@@ -71,6 +72,9 @@ def exit_code(name: str, work: Callable[[], int | None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns an interrupt into sys.exit(1)
+        if type(stop).__name__ == TERMINATED:
+            print("; ".join([f"{name}: stopped by SIGTERM", *getattr(stop, "__notes__", [])]) + ".", file=sys.stderr)
+            return 128 + signal.SIGTERM
         if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
             raise
         print(f"{name}: interrupted.", file=sys.stderr)

@@ -46,10 +46,10 @@ def check_names(folder: Path, names: Mapping[str, str]) -> None:
         parent = os.path.dirname(name)
         if parent not in known:
             if ".." in parent.split("/") or not (folder / parent).resolve().is_relative_to(root):
-                raise ValueError(f"the key {key!r} is a path outside of {folder}; a relative path is needed.")
+                raise ValueError(f"the key {key!r} points outside {folder}; use a relative path.")
             known.add(parent)
         if (other := keys.setdefault(os.path.normpath(name), key)) != key:
-            raise ValueError(f"the keys {other!r} and {key!r} have the same file {folder / name}.")
+            raise ValueError(f"the keys {other!r} and {key!r} map to the same file {folder / name}.")
 
 
 def new_folder(path: str | Path) -> Path:

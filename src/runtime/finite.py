@@ -26,7 +26,7 @@ class FiniteUpdates(Callback):
 
     Args:
         nonfinite: "stop" raises a ValueError with step and keys, in all processes. "skip" keeps the weights and buffers
-            of before the step, warns, and logs the number of skipped updates as `train/skipped_updates`.
+            from before the step, warns, and logs the number of skipped updates as `train/skipped_updates`.
 
     With precision=16-mixed only the loss is checked: the gradient scaler skips updates itself and adapts its scale.
     """

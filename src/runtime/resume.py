@@ -37,7 +37,9 @@ def open_run(out: Path, config: dict[str, Any]) -> Path | None:
         if file.is_file() and (trained or config["resume"]):
             old = OmegaConf.to_container(OmegaConf.load(file))
             if changed := differences(same_run(old), same_run(config)):
-                raise ValueError(f"{out} holds a run with another {changed}; resume it as it was.")
+                raise ValueError(
+                    f"{out} contains a run with other settings ({changed}); use those settings, or another out=FOLDER."
+                )
         elif trained and last.exists():
             raise ValueError(f"{out} has a last.ckpt but no config.yaml, so its settings are unknown.")
         with atomic(file) as part:

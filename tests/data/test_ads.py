@@ -64,8 +64,8 @@ def test_the_key_column_names_rows_and_its_first_use_wins(tmp_path: Path) -> Non
         picture(tmp_path / name)
     rows = [{"key": key, "image": image} for key, image in (("1", "a.png"), ("2", "a.png"), ("1", "b.png"))]
     ads = Table(table(tmp_path, rows), frozenset())
-    assert problems(ads) == {3: "the key is that of row 1"}
-    assert problems(ads) == {3: "the key is that of row 1"}, "a second reading starts afresh"
+    assert problems(ads) == {3: "duplicate key, first used in row 1"}
+    assert problems(ads) == {3: "duplicate key, first used in row 1"}, "a second reading starts afresh"
 
 
 def test_every_bad_row_is_told_apart_and_none_stops_the_reading(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_every_bad_row_is_told_apart_and_none_stops_the_reading(tmp_path: Path) 
     found = problems(Table(file, FIELDS))
     assert sorted(found) == list(range(2, 13))
     words = ["no such file", "truncated", "cannot identify", "alpha", "canvas", "no title", "3 cells", "5 cells"]
-    for number, word in zip(range(2, 13), [*words, "no row of a table", "no key", "UTF-8"], strict=True):
+    for number, word in zip(range(2, 13), [*words, "is malformed", "no key", "UTF-8"], strict=True):
         assert word in found[number], (number, found[number])
     assert problems(Table(file, FIELDS)) == found, "no address or other chance stands in a reason"
 
@@ -107,7 +107,7 @@ def test_a_quote_that_never_closes_is_told_with_the_lines_that_it_swallows(tmp_p
     file.write_text('\nkey,image\n1,a.png\n2,"a.png\n3,a.png\n4,a.png\n')
     found = problems(Table(file, frozenset()))
     assert list(found) == [2]
-    assert "is no row of a table, from line 4 on" in found[2]
+    assert "is malformed, from line 4 on" in found[2]
     (tmp_path / "torn.csv").write_text('"key,image\n1,a.png\n')
     with pytest.raises(ValueError, match=r"torn\.csv, line 1: no header"):
         Table(tmp_path / "torn.csv", frozenset())
@@ -161,7 +161,7 @@ def test_a_table_that_cannot_do_is_refused_by_name(tmp_path: Path) -> None:
         ValueError, match=r"ads\.csv, line 1: the column title is missing; the table has image, product"
     ):
         Table(file, FIELDS)
-    with pytest.raises(ValueError, match=r"no\.csv: there is no such file"):
+    with pytest.raises(ValueError, match=r"no\.csv: file not found"):
         Table(tmp_path / "no.csv", FIELDS)
     with pytest.raises(ValueError, match=r"\.csv, \.tsv, \.jsonl, not '\.txt'"):
         Table(tmp_path / "ads.txt", FIELDS)
@@ -197,7 +197,7 @@ def test_a_folder_holds_a_subfolder_per_field_in_the_order_of_names(tmp_path: Pa
 def test_a_flat_folder_does_for_pictures_alone_and_same_stems_clash(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     picture(tmp_path / "a.jpg")
-    assert problems(Folder(tmp_path, frozenset())) == {2: "the key is that of row 1"}
+    assert problems(Folder(tmp_path, frozenset())) == {2: "duplicate key, first used in row 1"}
     with pytest.raises(ValueError, match="subfolder image, product, title is missing"):
         Folder(tmp_path, FIELDS)
 

@@ -110,7 +110,7 @@ def test_splits_share_no_prompt(tmp_path):
     ("row", "told"),
     [
         ("{", "line 2: Expecting property name"),
-        ("[]", r"line 2: \[\] is no JSON object"),
+        ("[]", r"line 2: \[\] is not a JSON object"),
         ('{"image": "pics/a.png", "prompt": "x"}', "line 2: there is no rater, points_implausible, points_misal"),
         ({"rater": " "}, "line 2: rater is ' ', not a text"),
         ({"rater": "r2", "points_misaligned": [[1]]}, r"line 2: points_misaligned is \[\[1\]\], not a list of \["),

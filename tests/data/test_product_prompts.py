@@ -60,9 +60,9 @@ def test_what_cannot_be_read_is_told_by_file_and_line(tmp_path):
     ):
         (tmp_path / name).write_text(text)
     for folder, file, words in (
-        ("nowhere", "good.txt", "products=.*nowhere: there is no such folder"),
+        ("nowhere", "good.txt", "products=.*nowhere: folder not found"),
         ("empty", "good.txt", "there is no image"),
-        ("in", "nowhere.csv", "prompts=.*nowhere.csv: there is no such file"),
+        ("in", "nowhere.csv", "prompts=.*nowhere.csv: file not found"),
         ("in", "torn.csv", r"torn\.csv, line 2: has 3 cells for 2 columns"),
         ("in", "none.csv", r"none\.csv, line 1: the column prompt is missing; the table has key, title"),
         ("in", "blank.txt", "it has no prompt"),

@@ -251,7 +251,7 @@ def test_incomplete_folders_are_rejected(root, tmp_path):
         source(root, on_error="drop")
     write_tfrecord(root / FILES["test"], [])
     write_prompts(root / "prompts.jsonl", {f"uid-{number}": "a b c" for number in range(7)})
-    with pytest.raises(ValueError, match=r"test\.tfrecord: there is no usable record"):
+    with pytest.raises(ValueError, match=r"test\.tfrecord: no usable records"):
         source(root)
 
 

@@ -51,8 +51,8 @@ def test_what_is_written_is_read(tmp_path_factory, rows: list[list[str]], suffix
 @pytest.mark.parametrize(
     ("name", "text", "encoding", "told"),
     [
-        ("utf16.csv", "key,image\n", "utf-16", "utf16.csv, line 1: it is not UTF-8, it begins like UTF-16"),
-        ("utf16.jsonl", '{"key": 1}', "utf-16-le", "utf16.jsonl, line 1: it is not UTF-8, it begins like UTF-16"),
+        ("utf16.csv", "key,image\n", "utf-16", "utf16.csv, line 1: not UTF-8; it looks like UTF-16"),
+        ("utf16.jsonl", '{"key": 1}', "utf-16-le", "utf16.jsonl, line 1: not UTF-8; it looks like UTF-16"),
         (
             "late.csv",
             "\n\nkey,name\n",
@@ -79,7 +79,7 @@ def test_bad_rows_are_told_and_the_others_read(tmp_path: Path) -> None:
         2: "is not UTF-8",
         4: "",
         5: "has 1 cells for 2 columns",
-        6: "is no row of a table",
+        6: "is malformed",
         7: "",
     }
     assert rows[4].cells == {"key": "b", "title": "x\ny"}
@@ -107,4 +107,4 @@ def test_values_of_json_are_texts_or_numbers(tmp_path: Path) -> None:
         "title: an object, not a text",
         "has no key, only title",
     ]
-    assert all(row.problem.startswith("is no JSON object (") for row in rows[6:])
+    assert all(row.problem.startswith("is not a JSON object (") for row in rows[6:])

@@ -146,7 +146,10 @@ def test_foreign_missing_and_misshapen_weights_are_named(folder):
         ("modle: {}", "has no model"),
         ("model: {_target_: os.system, command: ls}", "'os.system' is not under src"),
         ("model: {_target_: src.models.perception.system.Saliency, colour: red}", "colour"),
-        ("model: {_target_: src.data.batch.collate, records: [{key: a}]}", "is not built from a checkpoint"),
+        (
+            "model: {_target_: src.data.batch.collate, records: [{key: a}]}",
+            "is not allowed in a checkpoint configuration",
+        ),
     ],
 )
 def test_an_unusable_configuration_is_named(folder, text, message):

@@ -21,7 +21,7 @@ class Repaired:
     """What became of an image.
 
     image: uint8 (3, height, width); the one given if nothing was found or no candidate was better. mask: bool (height,
-    width), the region that was generated anew. peak: the largest implausibility. before: plausibility of the image
+    width), the region that was generated again. peak: the largest implausibility. before: plausibility of the image
     given; values: of the candidates; best: the index of the one that was kept, None if the image was left as it was.
     """
 
@@ -34,7 +34,7 @@ class Repaired:
 
 
 def flaw_mask(heat: Tensor, threshold: float, dilation: float, product: Tensor | None) -> Tensor:
-    """Where the image is generated anew, bool (height, width).
+    """Where the image is generated again, bool (height, width).
 
     heat: implausibility (height, width) in [0, 1]. dilation: the distance, as a share of the height, by which the
     region above `threshold` grows. product: alpha (height, width) in [0, 1]; no pixel that it covers is in the mask.
@@ -54,7 +54,7 @@ def repair(
     candidates: int,
     seed: int,
 ) -> Repaired:
-    """Generates the implausible region of an image anew, and keeps the most plausible of several candidates.
+    """Generates the implausible region of an image again, and keeps the most plausible of several candidates.
 
     record: key, prompt, image uint8 (3, height, width), and product (4, height, width) if there is one. Everything
     outside the mask, and the product, stays as it is to the bit. Raises ValueError for an image whose sides are not

@@ -64,7 +64,7 @@ class Evaluator(nn.Module):
             raise ValueError(f"tries={tries} must be at least 2, or there is no diversity.")
         self.tries, self.threshold, self.seed, self.judge = tries, threshold, seed, judge
         if not isinstance(reader, Reader | None):
-            raise ValueError(f"reader is a {type(reader).__name__}, which is no attribute reader.")
+            raise ValueError(f"reader is a {type(reader).__name__}, not an attribute reader.")
         self.reader = reader
         known = [] if reader is None else [*reader.attributes]
         self.attributes = known if attributes is None else list(attributes)

@@ -106,7 +106,7 @@ def test_non_finite_values_are_an_error_with_their_keys(folders):
 def test_unfit_members_are_refused(folders):
     unfit: list[tuple[dict[str, Any], str]] = [
         ({"judge": RFNetReward(**folders["judge"], maps="batch")}, "needs depth, saliency of a generated image"),
-        ({"reader": load(folders["judge"]["checkpoint"])}, "reader is a RFNetSystem, which is no attribute reader"),
+        ({"reader": load(folders["judge"]["checkpoint"])}, "reader is a RFNetSystem, not an attribute reader"),
         ({"tries": 1}, "tries=1 must be at least 2"),
         (
             {"reader": read(folders["reader"]), "attributes": ["floor"]},
