@@ -41,8 +41,10 @@ FIELDS = {
     "label": Field("number"),
     "scores": Field("number", dtype=np.float32),
     "aligned_words": Field("sequence"),
-    "group": Field("number"),
-    "chosen": Field("number", dtype=np.bool_),
+    "group": Field("number"),  # of images of one prompt, among which people chose; unique in a split
+    "chosen": Field("number", dtype=np.float32),  # the share of its group's choices that the image got, in [0, 1]
+    "rank": Field("number", dtype=np.float32),  # 1 + the number of images of its group that are preferred to it
+    "weight": Field("number", dtype=np.float32),  # of its group in a loss, the same for all its images
     "clicked": Field("number", dtype=np.bool_),
 }
 IMAGE_FIELDS = {name: field.channels for name, field in FIELDS.items() if field.kind == "image"}

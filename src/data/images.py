@@ -74,6 +74,32 @@ def decoded(image: Image.Image, field: str, size: int, fit: str) -> np.ndarray:
     return channels_first(image)
 
 
+def squared(image: Image.Image, size: int, fit: str) -> np.ndarray:
+    """uint8 (3, size, size): an image as models of the CLIP family are trained on it, antialiased and bicubic.
+
+    fit: "pad" brings the longer side to `size` and centers the image on black (HPS v1 in training, HPSv2); "crop" the
+    shorter side, and cuts out the center (OpenAI's CLIP, PickScore, ImageReward). Transparency is laid on white.
+
+    Raises one of BROKEN.
+    """
+    image = in_mode(image, "RGB")
+    if fit == "pad":
+        inner = [max(1, round(side * size / max(image.size))) for side in image.size]
+        canvas = Image.new("RGB", (size, size))
+        canvas.paste(
+            image.resize((inner[0], inner[1]), Image.Resampling.BICUBIC), tuple((size - side) // 2 for side in inner)
+        )
+        return channels_first(canvas)
+    spans = []  # of the source along x and y: only what is seen is computed, however long the image is
+    for side in image.size:
+        inner = int(side * size / min(image.size))
+        start = round((inner - size) / 2)
+        spans.append((side * start / inner, side * (start + size) / inner))
+    (left, right), (top, bottom) = spans
+    image = image.resize((size, image.height), Image.Resampling.BICUBIC, (left, 0, right, image.height))
+    return channels_first(image.resize((size, size), Image.Resampling.BICUBIC, (0, top, size, bottom)))
+
+
 def channels_first(image: Image.Image) -> np.ndarray:
     """The pixels as uint8 (channels, height, width)."""
     pixels = np.asarray(image)

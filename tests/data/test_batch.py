@@ -11,7 +11,8 @@ def record(i: int, words: int = 2, side: int = 3) -> dict:
     pictures = {name: np.full((channels, side, side), i, np.uint8) for name, channels in IMAGE_FIELDS.items()}
     return {
         "key": f"k{i}", "prompt": "a chair", "title": "Chair", **pictures, "label": i % 5, "aligned_words": [1] * words,
-        "scores": np.full(4, i / 10, np.float32), "group": i, "chosen": i % 2 == 0, "clicked": np.bool_(True),
+        "scores": np.full(4, i / 10, np.float32), "group": i, "chosen": i / 4, "rank": 1 + i % 2, "weight": 1.0,
+        "clicked": np.bool_(True),
     }  # fmt: skip
 
 
@@ -24,7 +25,8 @@ def test_every_field_has_its_type_and_shape():
         assert batch[name].shape == (2, channels, 3, 3)
     assert batch["label"].dtype == batch["group"].dtype == torch.int64
     assert batch["scores"].dtype == torch.float32
-    assert batch["chosen"].tolist() == [False, True]
+    assert batch["chosen"].dtype == batch["rank"].dtype == batch["weight"].dtype == torch.float32
+    assert (batch["chosen"].tolist(), batch["rank"].tolist(), batch["weight"].tolist()) == ([0.25, 0.5], [2, 1], [1, 1])
     assert batch["clicked"].dtype == torch.bool
     assert batch["aligned_words"].tolist() == [[1, 1, 1], [1, PADDING, PADDING]]
 

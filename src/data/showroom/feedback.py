@@ -65,9 +65,10 @@ def aligned_words(scene: Scene, rng: np.random.Generator) -> list[int]:
     return [int(v) for v in np.sum(votes, 0) * 2 > RATERS]
 
 
-def chosen(utilities: np.ndarray, rng: np.random.Generator) -> int:
-    """The member of a group that a person picks: the largest utility under Gumbel noise."""
-    return int(np.argmax(8 * utilities + rng.gumbel(size=len(utilities))))
+def ranking(utilities: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The ranks from 1 that a person gives a group: by utility under Gumbel noise, as in Plackett and Luce's model."""
+    order = np.argsort(-(8 * utilities + rng.gumbel(size=len(utilities))), kind="stable")
+    return np.argsort(order) + 1
 
 
 def click_rate(scene: Scene, overall: float) -> float:

@@ -106,14 +106,16 @@ class ShowroomSplit(Split):
         rng = np.random.default_rng((self.seed, SPLITS.index(self.name), index, 77))
         tries = [scene(self.seed, self.name, group, i) for i in range(size)]
         liked = np.array([feedback.qualities(s, CLASSES[s.label])[3] for s in tries])
-        choice = feedback.chosen(liked, np.random.default_rng((self.seed, SPLITS.index(self.name), group, 78)))
+        ranks = feedback.ranking(liked, np.random.default_rng((self.seed, SPLITS.index(self.name), group, 78)))
         written = {
             "key": f"{self.name}-{index:07d}",
             "prompt": text.prompt(what.brief),
             "title": text.title(what.brief),
             "label": what.label,
             "group": group,
-            "chosen": choice == member,
+            "chosen": float(ranks[member] == 1),
+            "rank": float(ranks[member]),
+            "weight": 1.0,
             "scores": feedback.scores(what, label, rng).tolist(),
             "aligned_words": feedback.aligned_words(what, rng),
             "clicked": bool(rng.random() < feedback.click_rate(what, float(liked[member]))),

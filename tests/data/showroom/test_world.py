@@ -133,6 +133,8 @@ def test_one_picture_of_each_group_is_chosen(records):
         members = [r for r in records if r["group"] == group]
         if len(members) == group_of(next(i for i, r in enumerate(records) if r["group"] == group))[2]:
             assert sum(r["chosen"] for r in members) == 1
+            assert sorted(r["rank"] for r in members) == list(range(1, len(members) + 1))
+            assert all(r["chosen"] == (r["rank"] == 1) for r in members)
             assert len({(r["title"], r["prompt"]) for r in members}) == 1
 
 
