@@ -1,7 +1,6 @@
 """The images and prompts of RichHF-18K out of parquet files: `python -m src.data.richhf_parquet PARQUET FOLDER`.
 
-A row group holds hundreds of images, and random access would read all of it for each image. Therefore the images are
-copied once, to single files. Needs pyarrow: `pip install -e '.[richhf]'`.
+Needs pyarrow: `pip install -e '.[richhf]'`.
 """
 
 import os
@@ -10,8 +9,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+from src.data.pickapic import IMAGES as PICKAPIC
+from src.data.pickapic import copy_images, image_bytes, open_parquet, parquet_files, save_image
 from src.data.richhf_format import (
     FILES,
     IMAGES,
@@ -26,12 +26,9 @@ from src.data.richhf_format import (
 )
 from src.data.tfrecord import TFRecordFile, write_tfrecord
 from src.runtime.command import example_command
-from src.runtime.files import atomic
 from src.runtime.progress import progress_bar
 
-PICKAPIC = ("image_0_uid", "image_1_uid", "jpg_0", "jpg_1", "caption")
 JOINED = ("filename", "image", *SCORE_FEATURES, *MAP_FEATURES, WORDS_FEATURE)  # and caption or prompt
-MAGIC = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp"}
 SPLIT_NAMES = {"train": "train", "dev": "val", "val": "val", "validation": "val", "test": "test"}
 
 
@@ -44,11 +41,8 @@ def collect(parquet: str, folder: str) -> Path:
 
     Raises ValueError for other columns, naming file and row for a value that cannot be used, and if pyarrow is missing.
     """
-    place, root = Path(parquet), Path(folder)
-    files = [place] if place.is_file() else sorted(place.rglob("*.parquet"))
-    if not files:
-        raise ValueError(f"{parquet}: there are no parquet files.")
-    columns = set(_open(files[0]).schema_arrow.names)
+    place, root, files = Path(parquet), Path(folder), parquet_files(parquet)
+    columns = set(open_parquet(files[0]).schema_arrow.names)
     (root / IMAGES).mkdir(parents=True, exist_ok=True)
     prompts = read_prompts(root / PROMPTS) if (root / PROMPTS).exists() else {}
     if columns.issuperset(PICKAPIC):
@@ -56,7 +50,7 @@ def collect(parquet: str, folder: str) -> Path:
         there = {uid(name) for name in os.listdir(root / IMAGES)}
         with progress_bar(len(files), unit="file") as bar:
             for file in files:
-                _copy(file, root / IMAGES, wanted, there, prompts)
+                prompts |= copy_images(file, root / IMAGES, wanted, there)
                 bar.update()
         print(f"{len(prompts.keys() & wanted)} of {len(wanted)} images are there")
     elif columns.issuperset(JOINED) and columns & {"caption", "prompt"}:
@@ -66,17 +60,6 @@ def collect(parquet: str, folder: str) -> Path:
         raise ValueError(f"{files[0]}: it has neither {needs}, but {', '.join(sorted(columns))}.")
     write_prompts(root / PROMPTS, prompts)
     return root
-
-
-def _open(file: Path) -> Any:
-    try:
-        import pyarrow.parquet as pq  # optional, 50 MB
-    except ImportError:
-        raise ValueError("reading parquet files needs pyarrow: pip install -e '.[richhf]'.") from None
-    try:
-        return pq.ParquetFile(file)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: no parquet file ({error}).") from None
 
 
 def _uids(root: Path) -> set[str]:
@@ -91,22 +74,6 @@ def _uids(root: Path) -> set[str]:
     if not found:
         raise ValueError(f"{root}: there is none of {', '.join(FILES.values())}, the files of the release.")
     return found
-
-
-def _copy(file: Path, images: Path, wanted: set[str], there: set[str], prompts: dict[str, str]) -> None:
-    """Copies the wanted images of a file of Pick-a-Pic that are not `there` yet, and adds the prompts of all."""
-    table = _open(file)
-    for group in range(table.num_row_groups):
-        texts = table.read_row_group(group, columns=["image_0_uid", "image_1_uid", "caption"]).to_pydict()
-        for side in (0, 1):
-            rows = {name: row for row, name in enumerate(texts[f"image_{side}_uid"]) if name in wanted}
-            prompts.update({name: texts["caption"][row] for name, row in rows.items()})
-            rows = {name: row for name, row in rows.items() if name not in there}
-            if rows:
-                column = table.read_row_group(group, columns=[f"jpg_{side}"]).column(0)
-                for name, row in rows.items():
-                    _save(images, name, column[row].as_py(), f"{file}, row group {group}, row {row}")
-                there |= rows.keys()
 
 
 def _convert(files: list[Path], place: Path, root: Path, prompts: dict[str, str]) -> None:
@@ -130,7 +97,7 @@ def _convert(files: list[Path], place: Path, root: Path, prompts: dict[str, str]
 def _records(files: list[Path], images: Path, prompts: dict[str, str], done: Callable[[], object]) -> Iterator[bytes]:
     """The records in some files; `done` is called after each file."""
     for file in files:
-        table, number = _open(file), 0
+        table, number = open_parquet(file), 0
         prompt = "caption" if "caption" in table.schema_arrow.names else "prompt"
         for batch in table.iter_batches(batch_size=16, columns=[*JOINED, prompt]):
             for row in batch.to_pylist():
@@ -140,33 +107,13 @@ def _records(files: list[Path], images: Path, prompts: dict[str, str], done: Cal
                     scores = [value[0] if isinstance(value, list) else value for value in map(row.get, SCORE_FEATURES)]
                     label = label.decode() if isinstance(label, bytes) else label
                     words = label if isinstance(label, str) else " ".join(map(str, label))
-                    record = serialized(name, [_bytes(row[field]) for field in MAP_FEATURES], scores, words)
+                    record = serialized(name, [image_bytes(row[field]) for field in MAP_FEATURES], scores, words)
                 except (TypeError, AttributeError, ValueError) as error:
                     raise ValueError(f"{where}: not a record of RichHF-18K ({error}).") from None
                 prompts[uid(name)] = row[prompt]
-                _save(images, uid(name), row["image"], where)
+                save_image(images, uid(name), row["image"], where)
                 yield record
         done()
-
-
-def _bytes(value: Any) -> bytes:
-    """An encoded image, as bytes or as the hub's data sets store it."""
-    data = value.get("bytes") if isinstance(value, dict) else value
-    if not isinstance(data, bytes):
-        raise TypeError(f"an image is {type(data).__name__}, not bytes")
-    return data
-
-
-def _save(images: Path, name: str, value: Any, where: str) -> None:
-    try:
-        data = _bytes(value)
-    except TypeError as error:
-        raise ValueError(f"{where}, '{name}': {error}.") from None
-    suffix = next((suffix for magic, suffix in MAGIC.items() if data.startswith(magic)), None)
-    if suffix is None:
-        raise ValueError(f"{where}, '{name}': the image is neither PNG nor JPEG nor WebP.")
-    with atomic(images / f"{name}{suffix}") as part:
-        part.write_bytes(data)
 
 
 if __name__ == "__main__":
