@@ -90,14 +90,13 @@ def squared(image: Image.Image, size: int, fit: str) -> np.ndarray:
             image.resize((inner[0], inner[1]), Image.Resampling.BICUBIC), tuple((size - side) // 2 for side in inner)
         )
         return channels_first(canvas)
-    spans = []  # of the source along x and y: only what is seen is computed, however long the image is
+    spans = []  # along x and y of the source: only what is seen is computed, however long the image is
     for side in image.size:
         inner = int(side * size / min(image.size))
         start = round((inner - size) / 2)
         spans.append((side * start / inner, side * (start + size) / inner))
     (left, right), (top, bottom) = spans
-    image = image.resize((size, image.height), Image.Resampling.BICUBIC, (left, 0, right, image.height))
-    return channels_first(image.resize((size, size), Image.Resampling.BICUBIC, (0, top, size, bottom)))
+    return channels_first(image.resize((size, size), Image.Resampling.BICUBIC, (left, top, right, bottom)))
 
 
 def channels_first(image: Image.Image) -> np.ndarray:

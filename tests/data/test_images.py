@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.images import decoded, opened
+from src.data.images import decoded, opened, squared
 
 
 def file(image: Image.Image, path: Path) -> bytes:
@@ -81,3 +81,26 @@ def test_damaged_exif_data_cost_no_image():
     data = io.BytesIO()
     Image.new("RGB", (8, 8)).save(data, "JPEG", exif=b"Exif\0\0broken")
     assert opened(data.getvalue(), "image").size == (8, 8)
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (31, 64), (7, 90), (300, 5), (1, 9), (33, 33)])
+@pytest.mark.parametrize("size", [16, 35])
+def test_a_cropped_square_is_the_center_of_the_whole_image_resized(shape, size):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8))
+    image = noise.resize(shape, Image.Resampling.BICUBIC)
+    inner = [int(side * size / min(shape)) for side in shape]
+    left, top = (round((side - size) / 2) for side in inner)
+    whole = image.resize((inner[0], inner[1]), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+    difference = np.abs(np.asarray(whole).transpose(2, 0, 1).astype(int) - squared(image, size, "crop"))
+    assert difference.mean() < 0.5  # rounded between the passes along x and y, whose order Pillow chooses by the size
+    assert difference.max() <= 8
+
+
+def test_a_padded_square_has_the_image_between_black():
+    wide = Image.new("RGB", (40, 20), "white")
+    found = squared(wide, 10, "pad")
+    assert (found[:, 2:7] == 255).all()
+    assert (found[:, :2] == 0).all()
+    assert (found[:, 7:] == 0).all()
+    assert (squared(Image.new("RGBA", (4, 4)), 8, "pad") == 255).all()  # laid on white
+    assert squared(Image.new("L", (4000, 3), 9), 16, "pad")[0, 7].tolist() == [9] * 16
