@@ -84,11 +84,10 @@ def squared(image: Image.Image, size: int, fit: str) -> np.ndarray:
     """
     image = in_mode(image, "RGB")
     if fit == "pad":
-        inner = [max(1, round(side * size / max(image.size))) for side in image.size]
+        width, height = (max(1, round(side * size / max(image.size))) for side in image.size)
         canvas = Image.new("RGB", (size, size))
-        canvas.paste(
-            image.resize((inner[0], inner[1]), Image.Resampling.BICUBIC), tuple((size - side) // 2 for side in inner)
-        )
+        inner = image.resize((width, height), Image.Resampling.BICUBIC)
+        canvas.paste(inner, ((size - width) // 2, (size - height) // 2))
         return channels_first(canvas)
     spans = []  # along x and y of the source: only what is seen is computed, however long the image is
     for side in image.size:

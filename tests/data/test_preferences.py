@@ -404,6 +404,17 @@ def test_training_continues_with_the_next_groups(root, monkeypatch):
         assert [batch["key"] for batch in data.train_dataloader()] == whole[step:]
 
 
+def test_the_showroom_has_the_same_fields_in_whole_groups():
+    config = compose("fit", ["data=showroom_choices", "data.source.size=16", "data.source.cache=null"]).data.source
+    data = build(config)
+    assert data.fields | {"key"} == Preferences.fields
+    for split, num in config.num.items():
+        assert np.bincount(data.split(split).groups).tolist() == [2, 3, 4] * (num // 9)
+    batch = collate([data.split("val")[index] for index in range(5)])
+    assert batch["chosen"][:2].sum() == batch["chosen"][2:].sum() == 1
+    assert sorted(batch["rank"][2:].tolist()) == [1, 2, 3]
+
+
 def test_the_example_is_read(tmp_path):
     folder = write_example(str(tmp_path / "example"), groups=4, size=16)
     words = ["data=hpd_v1", f"data.source.folder={folder}", "data.source.val=0"]
