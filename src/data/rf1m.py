@@ -38,8 +38,9 @@ class RF1M(Source):
     error, unless `require` lists the modality: then such rows are left out and counted in `counts`.
 
     on_error="skip" leaves bad rows out and lists them in `quarantine` (JSON lines: file, line, key, reason), which is
-    written again at each start. A training row found broken while reading is added there and replaced by the next readable one of its
-    split, always the same; one of val or test ends the run, as the replacement would count twice in a metric.
+    written again at each start. A training row found broken while reading is added there and replaced by the next
+    readable one of its split, always the same; one of val or test ends the run, as the replacement would count twice in
+    a metric.
     Rows that were verified are remembered until their files change.
     """
 

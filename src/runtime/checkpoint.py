@@ -105,8 +105,8 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> System:
         for name, target in targets(node):
             if not (isinstance(target, type) and issubclass(target, nn.Module)) and not hasattr(target, "loadable"):
                 raise ValueError(
-                    f"{name} is not allowed in a checkpoint configuration: it is not a system, reward, generator or part "
-                    "of one."
+                    f"{name} is not allowed in a checkpoint configuration: it is not a system, reward, "
+                    "generator or part of one."
                 )
         with torch.random.fork_rng(devices=[]):
             system = build(node)
