@@ -140,7 +140,7 @@ def test_points_and_images_are_checked(tmp_path):
             aggregate(str(write(tmp_path, row)), str(tmp_path / f"out{number}"))
     (tmp_path / "other").mkdir()
     Image.new("L", (60, 40)).save(tmp_path / "other/a.png")
-    with pytest.raises(ValueError, match=r"'pics/a\.png' and 'other/a\.png' have one stem"):
+    with pytest.raises(ValueError, match=r"'pics/a\.png' and 'other/a\.png' have the same stem"):
         aggregate(str(write(tmp_path, {}, {"image": "other/a.png"})), str(tmp_path / "out3"))
     with pytest.raises(ValueError, match=r"out3 is not empty"):
         aggregate(str(write(tmp_path, {})), str(tmp_path / "out3"))

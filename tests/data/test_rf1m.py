@@ -391,7 +391,7 @@ def test_title_tables(root, suffix):
         ({"unsuitable": "keep"}, "unsuitable=keep: choose one of drop, class"),
         ({"fit": "crop"}, "fit=crop: choose one of squash, pad"),
         ({"on_error": "ignore"}, "on_error=ignore: choose one of raise, skip"),
-        ({"products": "cutouts"}, "cutouts: folder not found"),
+        ({"products": "cutouts"}, "cutouts: no such folder or archive"),
         ({"labels": "labels.txt"}, "labels.txt: there is no such label file"),
         ({"titles": "titles.xls"}, "titles.xls: there is no such table of titles"),
     ],

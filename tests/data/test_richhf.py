@@ -356,7 +356,7 @@ def test_unsuitable_parquet_files_are_rejected(root, tmp_path):
     with pytest.raises(ValueError, match=r"row 0, 'uid-\d': the image is neither PNG nor JPEG nor WebP"):
         collect(str(tmp_path / "gif"), str(tmp_path / "out"))
     (tmp_path / "gif/test-00000-of-00001.parquet").rename(tmp_path / "gif/part.parquet")
-    with pytest.raises(ValueError, match=r"part\.parquet: its name tells no split"):
+    with pytest.raises(ValueError, match=r"part\.parquet: cannot infer the split"):
         collect(str(tmp_path / "gif"), str(tmp_path / "out"))
 
 

@@ -161,10 +161,10 @@ def test_an_unusable_configuration_is_named(folder, text, message):
 @pytest.mark.parametrize(
     ("model", "told"),
     [
-        ({"_target_": "src.data.rf1m.write_example", "root": "OUT"}, "rf1m.write_example is not built from"),
-        ({"_target_": "src.runtime.checkpoint.save", "folder": "OUT"}, "checkpoint.save is not built from"),
-        (CONFIG | {"size": {"_target_": "src.data.rf1m.write_example", "root": "OUT"}}, "is not built from"),
-        (CONFIG | {"size": [{"_target_": "src.data.products.write_example", "out": "OUT"}]}, "is not built from"),
+        ({"_target_": "src.data.rf1m.write_example", "root": "OUT"}, "rf1m.write_example is not allowed in"),
+        ({"_target_": "src.runtime.checkpoint.save", "folder": "OUT"}, "checkpoint.save is not allowed in"),
+        (CONFIG | {"size": {"_target_": "src.data.rf1m.write_example", "root": "OUT"}}, "is not allowed in"),
+        (CONFIG | {"size": [{"_target_": "src.data.products.write_example", "out": "OUT"}]}, "is not allowed in"),
         ({"_target_": "shutil.rmtree", "path": "OUT"}, "'shutil.rmtree' is not under src."),
         (CONFIG | {"size": "${oc.env:HOME}"}, "'${oc.env:HOME}' is an interpolation"),
     ],
