@@ -4,6 +4,8 @@
   `conf/model/rfnet.yaml`, is stored under the key `model`. `null` omits a group, `???` makes it required.
 - A group file may have its own `defaults:`, for groups after it in the entry's order and for new groups (under the name
   of its own group: the file it extends); and `overrides:`, merged at the root: `{trainer: {max_steps: 900}}`.
+- A word whose key only ends in the name of a folder of `conf/` selects a file for that place: `guidance.reward=rahf`
+  stores the content of `conf/reward/rahf.yaml` under `guidance.reward`, before values below it are set.
 - `experiment=x` merges `conf/experiment/x.yaml` at the root; its `defaults:` select files.
 - Precedence: command line > experiment > group file > entry; among group files, the first in the entry's order.
 - Only existing keys can be set, except below keys that are `{}` or `null`. Mappings are merged, but an empty mapping or
@@ -82,6 +84,7 @@ def _compose(entry: str, words: list[str], root: Path) -> DictConfig:
     """The configuration, possibly with missing values."""
     folders = [path.name for path in root.iterdir() if path.is_dir()]
     picks: dict[str, str | None] = {}
+    nodes: list[tuple[str, Any]] = []
     values: list[tuple[str, Any]] = []
     for word in words:
         key, equals, text = word.partition("=")
@@ -91,8 +94,12 @@ def _compose(entry: str, words: list[str], root: Path) -> DictConfig:
             raise ConfigError(f"{word!r} is not key=value; {nearest(word, options)}")
         if key in folders:
             picks[key] = None if text in ("", "null") else text
+            continue
+        value, group = _parse(word, text), key.rpartition(".")[2]
+        if group in folders and isinstance(value, str) and "${" not in value:
+            nodes.append((word, _node(root, group, value)))
         else:
-            values.append((word, _parse(word, text)))
+            values.append((word, value))
 
     base = _read(root, "", entry)
     experiment = _read(root, "experiment", picks.pop("experiment", None))
@@ -112,7 +119,7 @@ def _compose(entry: str, words: list[str], root: Path) -> DictConfig:
         _merge(config, file.overrides, free, f"{group}/{file.name}.yaml, overrides")
     _merge(config, experiment.overrides | (experiment.body or {}), free, f"experiment/{experiment.name}.yaml")
     nested: Any
-    for word, nested in values:
+    for word, nested in [*nodes, *values]:
         for part in reversed(word.partition("=")[0].split(".")):
             nested = {int(part) if part.isdecimal() else part: nested}
         _merge(config, nested, free, word)
@@ -140,6 +147,14 @@ def _read(root: Path, group: str, name: str | None) -> _File:
     for old, new in ((parent.overrides, file.overrides), (parent.body or {}, file.body)):
         _merge(old, new, None, str(path))
     return file if parent.name is None else parent._replace(name=name, defaults=parent.defaults | file.defaults)
+
+
+def _node(root: Path, group: str, name: str) -> Any:
+    """The content of a group file that is stored elsewhere than under its group."""
+    file = _read(root, group, name)
+    if file.defaults or file.overrides:
+        raise ConfigError(f"{group}/{name}.yaml has defaults or overrides: it can only be selected by {group}={name}")
+    return file.body
 
 
 def _merge(base: dict[str, Any], values: dict[str, Any], free: set[str] | None, where: str, prefix: str = "") -> None:

@@ -42,9 +42,10 @@ FREE = ("batch_size", "resume", "device", "threads", "debug", "products", "promp
 
 
 def records(
-    waiting: dict[int, ProductPrompt], reward: Reward, size: int, config: Any, output: RunOutput
+    waiting: dict[int, ProductPrompt], rewards: list[Reward], size: int, config: Any, output: RunOutput
 ) -> Iterator[Record]:
     """The records of products, given by row; products that cannot be read become failed rows."""
+    reader = reader_of_titles(rewards)
     for row, order in waiting.items():
         try:
             texts = {"name": order.key, "prompt": order.prompt, "title": order.title}
@@ -52,8 +53,8 @@ def records(
                 raise ProductError(f"the {odd[0]} is not valid UTF-8")
             if not order.prompt:
                 raise ProductError("no prompt")
-            if "title" in reward.fields and not order.title:
-                raise ProductError(f"no title, which {type(reward).__name__} needs")
+            if reader and not order.title:
+                raise ProductError(f"no title, which {reader} needs")
             product = placed(order.file, size, config.scale, tuple(config.centre))
         except ProductError as error:
             output.add([], [FailedRow(row, order.key, order.file.name, str(error))])
@@ -65,7 +66,7 @@ def generate(
     generator: Generator, reward: Reward, config: DictConfig, guidance: RewardGuidance | None = None
 ) -> tuple[RunOutput, list[dict[str, Any]]]:
     """Generates the images; returns the output and the rows of the manifest."""
-    rewards = [reward, *([guidance.reward] if guidance else [])]
+    rewards = list(dict.fromkeys([reward, guidance.reward] if guidance else [reward]))
     for used in rewards:
         if foreign := sorted(used.fields - {"product", "prompt", "title"}):
             raise ValueError(f"{type(used).__name__} needs {', '.join(foreign)}, which a product folder does not have.")
@@ -86,13 +87,11 @@ def generate(
     scheduler = generator.scheduler.config
     settings["generator.scheduler"] = {name: scheduler[name] for name in sorted(scheduler) if not name.startswith("_")}
     settings |= {"generator weights": fingerprint(generator), "reward weights": fingerprint(reward)}
-    if guidance:
+    if guidance and guidance.reward is not reward:
         settings["guidance weights"] = fingerprint(guidance.reward)
     wanted = read_product_prompts(config.products, config.prompts)
-    if "title" in reward.fields and not any(order.title for order in wanted):
-        raise ValueError(
-            f"prompts={config.prompts}: {type(reward).__name__} needs titles; give a table of key,prompt,title."
-        )
+    if (reader := reader_of_titles(rewards)) and not any(order.title for order in wanted):
+        raise ValueError(f"prompts={config.prompts}: {reader} needs titles; give a table of key,prompt,title.")
     by_key = {order.key: order for order in wanted}
     images = {order.key: images_of(order.key, config.attempts if config.pool else 0) for order in wanted}
     check_names(out, {name: name for names in images.values() for name in names})
@@ -108,7 +107,7 @@ def generate(
     generator.to(device, PRECISIONS[config.precision])
     for used in rewards:
         used.to(device)
-    asked = records(waiting, reward, size, config, output)
+    asked = records(waiting, rewards, size, config, output)
     with precision, progress_bar(len(wanted), len(done)) as bar:
         for job, accepted in recurrent(
             generator, reward, asked, config.threshold, config.attempts, config.batch_size, config.seed, device,
@@ -127,6 +126,19 @@ def generate(
             bar.update()
     write_table(out, [(order, done[order.key], images[order.key]) for order in wanted if order.key in done])
     return output, list(done.values())
+
+
+def reader_of_titles(rewards: list[Reward]) -> str:
+    """The name of the first reward that reads titles, "" if none does."""
+    return next((type(reward).__name__ for reward in rewards if "title" in reward.fields), "")
+
+
+def steering(config: DictConfig, reward: Reward) -> RewardGuidance | None:
+    """The guidance; by `reward` itself, which is not loaded again, if it has the same configuration."""
+    if config.guidance is None:
+        return None
+    same = plain(config.guidance)["reward"] == plain(config.reward)
+    return build(config.guidance, **({"reward": reward} if same else {}))
 
 
 def images_of(key: str, pool: int) -> list[str]:
@@ -186,7 +198,7 @@ def main(config: DictConfig) -> int:
     if config.generator is None or config.reward is None:
         raise ValueError("generator and reward must not be null.")
     generator, reward = build(config.generator).eval().requires_grad_(False), build(config.reward)
-    output, rows = generate(generator, reward, config, build(config.guidance))
+    output, rows = generate(generator, reward, config, steering(config, reward))
     stats = summary(rows, generator.num_steps)
     write_json(output.out / "summary.json", stats)
     print("\n".join(lines(stats)))

@@ -146,6 +146,23 @@ def test_variant_of_another_file(root: Path) -> None:
     assert (config.choices.model, config.trainer.max_steps, config.trainer.clip) == ("tuner", 10000, 2.0)
 
 
+def test_a_word_whose_key_ends_in_a_group_selects_a_file_for_that_place(root: Path) -> None:
+    write(
+        root,
+        {"reward/net": "{_target_: src._made.Encoder, depth: 1}", "model/guided": "{guide: {reward: '${reward}'}}"},
+    )
+    words = ["model.guide.reward.depth=4", "model=guided", "model.guide.reward=net", "reward=taste"]
+    config = compose("fit", words, root)
+    assert config.model.guide.reward == {"_target_": "src._made.Encoder", "depth": 4}
+    assert config.reward.weight == 2
+    assert compose("fit", ["model=guided", "reward=taste"], root).model.guide.reward.weight == 2
+    assert compose("fit", ["model=guided", "model.guide.reward=null"], root).model.guide.reward is None
+    assert "reward=nett: no such choice; nearest: net" in refusal(root, "model=guided", "model.guide.reward=nett")
+    assert "no key 'model.guide'" in refusal(root, "model.guide.reward=net")
+    write(root, {"reward/net": "{_target_: src._made.Encoder, depth: 1, overrides: {seed: 1}}"})
+    assert "it can only be selected by reward=net" in refusal(root, "model=guided", "model.guide.reward=net")
+
+
 # Values
 
 
@@ -266,7 +283,7 @@ def test_compositions_do_not_share_state(root: Path) -> None:
         (["model.encoder=[3]"], ["'model.encoder' is a mapping"]),
         (["resume=ture"], ["'resume' takes true or false, not 'ture'"]),
         (["seed=l0"], ["'seed' takes a number, not 'l0'"]),
-        (["choices.model=x"], ["no key 'choices'"]),
+        (["choices.model=small"], ["no key 'choices'"]),
         (["model.encoder._target_=os.system"], ["model.encoder._target_=os.system is not under src."]),
         (["data=files"], ["needs data.root=..."]),
         (["data=rooms", "data.root=/x"], ["no key 'data.root'"]),

@@ -16,9 +16,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from src.build import build
 from src.config import compose
 from src.fit import run
-from src.generate import lines, main, summary
+from src.generate import lines, main, steering, summary
 from tests.data.test_product_prompts import cutout
 from tests.diffusion import tiny
 from tests.rewards import tiny as nets
@@ -248,6 +249,37 @@ def test_what_is_no_setting_is_one_line(word, told, words, tmp_path, monkeypatch
     words = [name for name in words if word != "reward=null" or not name.startswith("reward.")]
     assert command(monkeypatch, *words, *shop(tmp_path, 1), f"out={tmp_path / 'ads'}", word) == 2
     assert told in capsys.readouterr().err
+
+
+def test_guidance_is_by_the_accepting_reward_which_is_loaded_once_or_by_another(words, tmp_path, monkeypatch, capsys):
+    places = [*shop(tmp_path, 2), "attempts=1", "guidance=reward", "guidance.scale=3", "guidance.start=0"]
+    config = compose("generate", [*words, *places])
+    reward = build(config.reward)
+    guidance = steering(config, reward)
+    assert guidance is not None
+    assert guidance.reward is reward
+    assert steering(compose("generate", [*words, *shop(tmp_path, 2)]), reward) is None
+    other = ["guidance.reward=rahf", f"guidance.reward.checkpoint={nets.rahf(tmp_path / 'nets')['checkpoint']}"]
+    guidance = steering(compose("generate", [*words, *places, *other]), reward)
+    assert guidance is not None
+    assert type(guidance.reward).__name__ == "RAHFReward"
+    for name, more in (("own", []), ("other", other)):
+        assert command(monkeypatch, *words, *places, *more, f"out={tmp_path / name}") == 0
+    assert np.abs(pixels(tmp_path / "own/p0.png") - pixels(tmp_path / "other/p0.png")).max() > 1
+    assert command(monkeypatch, *words, *places, *other, f"out={tmp_path / 'own'}") == 2
+    assert "a run that differs in guidance" in capsys.readouterr().err
+
+
+def test_the_reward_that_guides_needs_its_titles_too(words, tmp_path, monkeypatch, capsys):
+    own = [word for word in words if not word.startswith("reward.")]
+    guide = [f"guidance.{word}" for word in words if word.startswith("reward.")]
+    accepts = ["reward=rahf", f"reward.checkpoint={nets.rahf(tmp_path / 'nets')['checkpoint']}", "threshold=0"]
+    told = [*own, *accepts, "guidance=reward", "guidance.reward=rfnet", *guide, *shop(tmp_path, 2), "attempts=1"]
+    with (tmp_path / "prompts.csv").open("a") as file:
+        file.write("mute,x,\n")
+    cutout(tmp_path / "products/mute.png")
+    assert command(monkeypatch, *told, f"out={tmp_path / 'ads'}") == 1
+    assert "mute.png: no title, which RFNetReward needs" in capsys.readouterr().out
 
 
 def test_half_a_character_in_a_prompt_costs_its_own_picture_only(words, tmp_path, monkeypatch, capsys):

@@ -79,8 +79,14 @@ def test_it_acts_between_start_and_stop_only(generator):
 
 
 def test_nan_and_impossible_settings_are_told(generator):
-    with pytest.raises(ValueError, match=r"step 1: the gradient of Redness is NaN or infinite"):
+    with pytest.raises(
+        ValueError, match=r"step 1, gradient of Redness: NaN or infinite for 2 of 2 images \(ad0, ad1\)"
+    ):
         sampled(generator, RewardGuidance(Redness(float("nan")), 0.1))
+    with pytest.raises(
+        ValueError, match=r"guidance needs a reward, not Generator; choose one by guidance\.reward=NAME"
+    ):
+        RewardGuidance(generator)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"start=0\.8 and stop=0\.5"):
         RewardGuidance(Redness(), start=0.8, stop=0.5)
     with pytest.raises(ValueError, match="scale=-1"):
