@@ -10,6 +10,7 @@ Exit code 0: every product has an image; 1: some products failed; 2: nothing can
 """
 
 import csv
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -70,11 +71,10 @@ def generate(
     for used in rewards:
         if foreign := sorted(used.fields - {"product", "prompt", "title"}):
             raise ValueError(f"{type(used).__name__} needs {', '.join(foreign)}, which a product folder does not have.")
-    for name in ("attempts", "threshold", "scale", "batch_size"):
+    for name in ("attempts", "scale", "batch_size"):
         if config[name] is None:
             raise ValueError(f"{name}=null: a number is needed.")
-    if config.threshold > reward.highest:
-        raise ValueError(f"threshold={config.threshold}: {type(reward).__name__} is never above {reward.highest}.")
+    threshold = least_value(reward, config.threshold)
     device, out = torch_device(config.device), Path(config.out)
     precision = autocast(device, config.precision)
     size = config.size or generator.size
@@ -82,7 +82,7 @@ def generate(
         raise ValueError(f"size={size} must be a multiple of {generator.cell} px for this generator.")
     if out.resolve() == Path(config.products).resolve():
         raise ValueError(f"out={out} is the folder of the products, which would be overwritten.")
-    settings = {name: value for name, value in plain(config).items() if name not in FREE}
+    settings = {name: value for name, value in plain(config).items() if name not in FREE} | {"threshold": threshold}
     settings |= {f"generator.{name}": value for name, value in generator.settings.items()}  # of its folder too
     scheduler = generator.scheduler.config
     settings["generator.scheduler"] = {name: scheduler[name] for name in sorted(scheduler) if not name.startswith("_")}
@@ -110,7 +110,7 @@ def generate(
     asked = records(waiting, rewards, size, config, output)
     with precision, progress_bar(len(wanted), len(done)) as bar:
         for job, accepted in recurrent(
-            generator, reward, asked, config.threshold, config.attempts, config.batch_size, config.seed, device,
+            generator, reward, asked, threshold, config.attempts, config.batch_size, config.seed, device,
             guidance, config.pool,
         ):  # fmt: skip
             key, best = job.record["key"], job.best
@@ -126,6 +126,21 @@ def generate(
             bar.update()
     write_table(out, [(order, done[order.key], images[order.key]) for order in wanted if order.key in done])
     return output, list(done.values())
+
+
+def least_value(reward: Reward, threshold: Any) -> float:
+    """The least value of an accepted image: `threshold`, or that of the reward if it is None.
+
+    Raises ValueError if there is none, it is no number, or the reward never reaches it.
+    """
+    name, least = type(reward).__name__, reward.threshold if threshold is None else threshold
+    if least is None:
+        raise ValueError(f"threshold=null: {name} states none; a number is needed.")
+    if type(least) not in (int, float) or math.isnan(least):
+        raise ValueError(f"threshold={least}: a number is needed.")
+    if least > reward.highest:
+        raise ValueError(f"threshold={least}: {name} is never above {reward.highest}.")
+    return least
 
 
 def reader_of_titles(rewards: list[Reward]) -> str:
@@ -164,19 +179,21 @@ def write_table(out: Path, rows: list[tuple[ProductPrompt, dict[str, Any], list[
                 table.writerow([key, name, f"{PRODUCTS}/{order.key}.png", order.prompt, order.title, value])
 
 
-def summary(rows: list[dict[str, Any]], num_steps: int) -> dict[str, Any]:
-    """Statistics of the attempts.
+def summary(rows: list[dict[str, Any]], threshold: float, num_steps: int) -> dict[str, Any]:
+    """Statistics of the attempts, whose values are the `values` of the rows.
 
-    `available_rate`: share of the products accepted within 1, 2, ... attempts. The cost per accepted image includes the
-    attempts of products without an accepted image; None if no image is accepted.
+    `available_rate`: share of the products with an accepted image within 1, 2, ... attempts. The cost per accepted
+    image includes the attempts of products without an accepted image; a pool may have several images of a product.
+    None if no image is accepted.
     """
-    accepted = [row for row in rows if row["accepted"]]
-    numbers = range(1, max((row["attempts"] for row in rows), default=0) + 1)
-    each = sum(row["attempts"] for row in rows) / len(accepted) if accepted else None
+    passed = [[value >= threshold for value in row["values"]] for row in rows]
+    numbers = range(1, max(map(len, passed), default=0) + 1)
+    images = sum(map(sum, passed))
+    each = sum(map(len, passed)) / images if images else None
     return {
         "products": len(rows),
-        "accepted": len(accepted),
-        "available_rate": [sum(row["attempts"] <= number for row in accepted) / len(rows) for number in numbers],
+        "accepted": sum(map(any, passed)),
+        "available_rate": [sum(any(row[:number]) for row in passed) / len(rows) for number in numbers],
         "attempts_per_accepted": each,
         "unet_calls_per_accepted": each and each * num_steps,
     }
@@ -199,7 +216,7 @@ def main(config: DictConfig) -> int:
         raise ValueError("generator and reward must not be null.")
     generator, reward = build(config.generator).eval().requires_grad_(False), build(config.reward)
     output, rows = generate(generator, reward, config, steering(config, reward))
-    stats = summary(rows, generator.num_steps)
+    stats = summary(rows, least_value(reward, config.threshold), generator.num_steps)
     write_json(output.out / "summary.json", stats)
     print("\n".join(lines(stats)))
     return output.report(f"images in {output.out}")

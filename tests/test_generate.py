@@ -76,7 +76,7 @@ def test_each_product_gets_a_picture_and_a_line(words, tmp_path, monkeypatch, ca
         assert row["prompt"] == "a red room"
         assert Image.open(out / f"{row['key']}.png").size == (64, 64)
     assert f"{sum(row['accepted'] for row in rows)} of 5 accepted" in said
-    assert json.loads((out / "summary.json").read_text()) == summary(rows, num_steps=2)
+    assert json.loads((out / "summary.json").read_text()) == summary(rows, -1.4, num_steps=2)
     before = (out / "manifest.jsonl").read_bytes()
     assert command(monkeypatch, *words) == 0  # nothing is left to do
     assert (out / "manifest.jsonl").read_bytes() == before
@@ -241,7 +241,8 @@ def test_other_seeds_share_no_attempt(words, tmp_path, monkeypatch):
     ("word", "told"),
     [
         ("threshold=0.1", "threshold=0.1: RFNetReward is never above 0.0"),
-        ("threshold=null", "threshold=null: a number is needed"), ("seed=null", "seed=null: a number is needed"),
+        ("threshold=few", "threshold=few: a number is needed"), ("seed=null", "seed=null: a number is needed"),
+        ("reward.threshold=null", "threshold=null: RFNetReward states none; a number is needed"),
         ("reward=null", "generator and reward must not be null"), ("centre=[a,b]", "two numbers are needed"),
     ],
 )  # fmt: skip
@@ -318,11 +319,8 @@ def test_a_name_that_is_no_utf8_costs_its_own_picture_only(words, tmp_path, monk
 
 
 def test_the_summary_counts_acceptance_by_attempt():
-    rows = [
-        {"accepted": True, "attempts": 1}, {"accepted": True, "attempts": 3}, {"accepted": False, "attempts": 3},
-        {"accepted": True, "attempts": 1},
-    ]  # fmt: skip
-    told = summary(rows, num_steps=40)
+    rows = [{"values": values} for values in ([0.7], [0.1, 0.2, 0.5], [0.1, 0.4, 0.3], [0.6])]
+    told = summary(rows, 0.5, num_steps=40)
     assert told == {
         "products": 4, "accepted": 3, "available_rate": [0.5, 0.5, 0.75],
         "attempts_per_accepted": 8 / 3, "unet_calls_per_accepted": 8 / 3 * 40,
@@ -331,7 +329,27 @@ def test_the_summary_counts_acceptance_by_attempt():
         "3 of 4 accepted", "  within 1 attempt: 50.0%", "  within 2 attempts: 50.0%", "  within 3 attempts: 75.0%",
         "2.67 attempts and 107 UNet calls per accepted image",
     ]  # fmt: skip
-    assert lines(summary([], 40)) == ["0 of 0 accepted"]
+    assert lines(summary([], 0.5, 40)) == ["0 of 0 accepted"]
+
+
+def test_the_summary_of_a_pool_counts_each_accepted_image():
+    told = summary([{"values": [0.1, 0.5, 0.9]}, {"values": [0.1, 0.2, 0.3]}], 0.5, num_steps=10)
+    assert told == {
+        "products": 2, "accepted": 1, "available_rate": [0.0, 0.5, 0.5],
+        "attempts_per_accepted": 3.0, "unet_calls_per_accepted": 30.0,
+    }  # fmt: skip
+
+
+def test_the_reward_states_the_threshold_unless_it_is_given(words, tmp_path, monkeypatch, capsys):
+    own = [word for word in words if not word.startswith("reward.")]
+    own += ["reward=rahf", f"reward.checkpoint={nets.rahf(tmp_path / 'nets')['checkpoint']}", *shop(tmp_path, 2)]
+    for name, more, least in (("own", [], 0.5), ("given", ["threshold=0.001"], 0.001), ("none", ["threshold=1"], 1)):
+        assert command(monkeypatch, *own, *more, f"out={tmp_path / name}", "attempts=2") == 0
+        assert all(row["accepted"] == (row["values"][-1] >= least) for row in manifest(tmp_path / name))
+        assert json.loads((tmp_path / name / "run.json").read_text())["settings"]["threshold"] == least
+    assert command(monkeypatch, *own, f"out={tmp_path / 'own'}", "threshold=0.5", "attempts=2") == 0
+    assert command(monkeypatch, *own, f"out={tmp_path / 'own'}", "threshold=1.5", "attempts=2") == 2
+    assert "threshold=1.5: RAHFReward is never above 1.0" in capsys.readouterr().err
 
 
 def test_real_photographs_of_any_size_are_painted_around(words, tmp_path, monkeypatch):
@@ -380,10 +398,11 @@ def test_tune_on_a_product_folder_and_generate(regularizer, trainable, words, tm
     assert len(manifest(tmp_path / "ads")) == 6
 
 
-def test_a_pool_keeps_all_attempts_and_lists_them_in_a_table(words, tmp_path, monkeypatch):
+def test_a_pool_keeps_all_attempts_and_lists_them_in_a_table(words, tmp_path, monkeypatch, capsys):
     out = tmp_path / "pool"
     places = [*shop(tmp_path, 2), f"out={out}", "attempts=3", "threshold=-100", "pool=true"]
     assert command(monkeypatch, *words, *places) == 0
+    assert "1.00 attempts and 2 UNet calls per accepted image" in capsys.readouterr().out
     assert sorted(path.name for path in out.glob("*.png")) == [f"p{i}.{n}.png" for i in range(2) for n in range(3)]
     rows = {row["key"]: row for row in manifest(out)}
     with (out / "images.csv").open(newline="") as file:

@@ -26,13 +26,14 @@ class Score:
 class Reward(nn.Module, ABC):
     """A trained network that scores images: its weights are frozen and it stays in eval mode.
 
-    A subclass loads its networks, sets `fields`, calls `freeze()` last, and implements `score`. Resizing and
-    normalization are torch operations, so that gradients reach the images. A YAML in `conf/reward/` makes the reward
-    available to all commands and to the contract tests.
+    A subclass loads its networks, sets `fields` and `threshold`, calls `freeze()` last, and implements `score`.
+    Resizing and normalization are torch operations, so that gradients reach the images. A YAML in `conf/reward/` makes
+    the reward available to all commands and to the contract tests.
     """
 
     fields: frozenset[str]  # batch fields it needs in addition to the images
     highest: float = math.inf  # upper bound of the values
+    threshold: float | None = None  # least value of an image that `src.generate` accepts; None: the user gives it
 
     @abstractmethod
     def score(self, images: Tensor, batch: Batch) -> Score:

@@ -11,11 +11,16 @@ from src.rewards.base import Reward, Score
 class Mix(Reward):
     """sum_i w_i value_i. Parts: name/value and name/part of each reward.
 
-    `rewards`, `weights`: by name; None: the mean. The weights must bring the values to the same scale. Raises
-    ValueError if their names differ.
+    `rewards`, `weights`: by name; None: the mean. The weights must bring the values to the same scale. `threshold`: of
+    the sum, from which `src.generate` accepts an image. Raises ValueError if the names of rewards and weights differ.
     """
 
-    def __init__(self, rewards: Mapping[str, Reward], weights: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        rewards: Mapping[str, Reward],
+        weights: Mapping[str, float] | None = None,
+        threshold: float | None = None,
+    ) -> None:
         super().__init__()
         if not rewards:
             raise ValueError("rewards: at least one is needed.")
@@ -26,6 +31,7 @@ class Mix(Reward):
         self.fields = frozenset().union(*(reward.fields for reward in rewards.values()))
         if min(self.weights.values()) > 0:
             self.highest = sum(self.weights[name] * reward.highest for name, reward in rewards.items())
+        self.threshold = threshold
         self.freeze()
 
     def score(self, images: Tensor, batch: Batch) -> Score:

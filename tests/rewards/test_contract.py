@@ -58,6 +58,11 @@ def test_value_and_parts_are_finite_float32_rows(reward: Reward) -> None:
     assert score.value.unique().numel() == 3, "three pictures of noise are told apart"
 
 
+def test_its_file_states_the_threshold_of_acceptance(reward: Reward) -> None:
+    assert reward.threshold is not None
+    assert reward.threshold <= reward.highest
+
+
 def test_float32_under_autocast_and_from_half_pictures(reward: Reward) -> None:
     images, batch = inputs(2)
     whole = reward(images, batch).value

@@ -16,11 +16,18 @@ class RAHFReward(Reward):
     """Higher is better. Parts: the four scores in [0, 1] and the means of the two heat maps in [0, 1].
 
     weights: by name of a score or heat map; a heat map's mean counts negatively. Those that are not named count 0.
+    threshold: from which `src.generate` accepts an image. 0.5 is the middle of the raters' scale for a single score;
+    other weights need another one.
     """
 
     fields = frozenset({"prompt"})
 
-    def __init__(self, checkpoint: str | Path = "checkpoints/rahf", weights: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: str | Path = "checkpoints/rahf",
+        weights: Mapping[str, float] | None = None,
+        threshold: float | None = 0.5,
+    ) -> None:
         super().__init__()
         system = load(checkpoint)
         if not isinstance(system, RAHFSystem):
@@ -29,6 +36,7 @@ class RAHFReward(Reward):
         if unknown := sorted(self.weights.keys() - {*SCORES, *HEAT_MAPS}):
             raise ValueError(f"weights: no {unknown[0]}; choose from {', '.join((*SCORES, *HEAT_MAPS))}.")
         self.highest = sum(max(w, 0.0) if name in SCORES else max(-w, 0.0) for name, w in self.weights.items())
+        self.threshold = threshold
         self.freeze()
 
     def score(self, images: Tensor, batch: Batch) -> Score:

@@ -20,6 +20,7 @@ class RFNetReward(Reward):
     `checkpoint`: folder of an RFNet. `depth`, `saliency`: see `load_perception`; unused maps are skipped.
     `maps`: where the maps of the scored image come from, which the paper does not specify. "computed": from the image,
     with gradient; "detached": from the image, without gradient through the maps; "batch": from the batch.
+    `threshold`: from which `src.generate` accepts an image; -0.69 is p(available) = 0.5.
     """
 
     highest = 0.0
@@ -30,11 +31,12 @@ class RFNetReward(Reward):
         depth: str | Path = "checkpoints/depth",
         saliency: str | Path = "checkpoints/saliency",
         maps: str = "computed",
+        threshold: float | None = -0.69,
     ) -> None:
         super().__init__()
         if maps not in MAPS:
             raise ValueError(f"maps={maps}: choose one of {', '.join(MAPS)}.")
-        self.maps = maps
+        self.maps, self.threshold = maps, threshold
         system = load(checkpoint)
         if not isinstance(system, RFNetSystem):
             raise ValueError(f"{checkpoint} contains {type(system).__name__}, not RFNetSystem.")
