@@ -4,7 +4,7 @@
 parts of the reward. With `maps=DIR`, rewards with heat maps, such as rahf, write them over the images, as
 `DIR/<name>/<key>.png`. Failed rows are listed in `<out>.failed.csv`. `<out>.run.json` records the progress: the same
 command resumes an interrupted run with the same batches, so that both tables are byte-identical to those of an
-uninterrupted run. Formats of tables and folders: `src/data/ads.py`.
+uninterrupted run, and writes heat maps that are missing. Formats of tables and folders: `src/data/ads.py`.
 Exit code 0: all rows were scored; 1: some failed; 2: nothing can be scored.
 """
 
@@ -26,7 +26,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from src.build import build
 from src.config import plain
-from src.data.ads import SUFFIXES, Ads, Folder, Row, RowError, Table
+from src.data.ads import Ads, Folder, Row, RowError, Table, without_suffix
 from src.data.batch import Batch, Record, collate, to_float
 from src.figures.heat_maps import overlay
 from src.rewards.base import Reward
@@ -35,7 +35,7 @@ from src.runtime.command import command
 from src.runtime.device import autocast, torch_device
 from src.runtime.files import TABLES, atomic, check_names, new_folder
 from src.runtime.progress import progress_bar
-from src.runtime.run_output import FailedRow, RunOutput
+from src.runtime.run_output import FailedRow, RunOutput, settings_of
 
 READERS = min(8, os.cpu_count() or 1)  # threads that decode images; decoding releases the GIL
 
@@ -78,22 +78,24 @@ def judged(
         moved = to_float(move_data_to_device(batch, device))
         score = reward(moved["image"], moved)
         if maps:
-            write_maps(maps, reward.heat_maps(moved["image"], moved), moved)
+            write_maps(maps, score.maps, moved)
         results.append((numbers, batch["key"], {"value": score.value} | score.parts))
     return results
 
 
 def write_maps(folder: Path, maps: dict[str, Tensor], batch: Batch) -> None:
-    """Writes heat maps over their images."""
+    """Writes heat maps over their images, except those that are not finite, whose rows fail."""
     for name, values in maps.items():
         for key, image, heat in zip(batch["key"], batch["image"], values, strict=True):
+            if not heat.isfinite().all():
+                continue
             with atomic(folder / map_name(name, key)) as part:
                 to_pil_image(overlay(image, heat)).save(part, "PNG")
 
 
 def map_name(name: str, key: str) -> str:
-    """The file of a heat map, relative to its folder; a key may be the name of an image file."""
-    return f"{name}/{Path(key).with_suffix('') if Path(key).suffix.lower() in SUFFIXES else key}.png"
+    """The file of a heat map, relative to its folder."""
+    return f"{name}/{without_suffix(key)}.png"
 
 
 def score(
@@ -121,12 +123,25 @@ def score(
     output.close()
 
 
+def restore_maps(
+    reward: Reward, ads: Ads, rows: int, batch_size: int, device: torch.device, max_size: int | None, maps: Path
+) -> None:
+    """Writes the heat maps of the first `rows` rows that are missing; failed rows have none."""
+    lost = (
+        row
+        for row in islice(ads, rows)
+        if not row.problem and not all((maps / map_name(name, row.key)).is_file() for name in reward.heat_maps)
+    )
+    for chunk in _ahead(lambda some: read(ads, some, max_size, False), _chunks(lost, batch_size), overlap=False):
+        judged(reward, chunk, device, maps)
+
+
 @command("score")
 def main(config: DictConfig) -> int:
     device = torch_device(config.device)
     precision = autocast(device, config.precision)
     reward, ads = _parts(config)
-    out, place = Path(config.out), Path(config.table or config.folder)
+    out, place, maps = Path(config.out), Path(config.table or config.folder), config.maps and Path(config.maps)
     if config.folder and out.resolve().is_relative_to(place.resolve()):
         raise ValueError(f"out={out} is inside folder={place}; choose another out.")
     settings = {
@@ -138,16 +153,18 @@ def main(config: DictConfig) -> int:
         "max_size": config.max_size,
         "precision": config.precision,
     }
-    if config.maps:
-        check_names(Path(config.maps), {row.key: map_name("map", row.key) for row in ads if not row.problem})
-        settings["maps"] = str(Path(config.maps).resolve())
+    if maps:
+        check_names(maps, {row.key: map_name("map", row.key) for row in ads if not row.problem})
+        settings["maps"] = str(maps.resolve())
+        if settings_of(out).get("maps") != settings["maps"]:  # the maps there are not of this run
+            new_folder(maps)
     output = RunOutput(out, settings, config.resume, inputs=[place])
-    if config.maps and not output.progress.rows:
-        new_folder(config.maps)
-    if not output.progress.complete:
-        with precision:
-            maps = Path(config.maps) if config.maps else None
-            score(reward.to(device), ads, output, config.batch_size, device, config.max_size, maps)
+    options = config.batch_size, device, config.max_size
+    with precision:
+        if maps and output.progress.rows:
+            restore_maps(reward.to(device), ads, output.progress.rows, *options, maps)
+        if not output.progress.complete:
+            score(reward.to(device), ads, output, *options, maps)
     return output.report(f"scored in {out}")
 
 
@@ -162,7 +179,7 @@ def _parts(config: DictConfig) -> tuple[Reward, Ads]:
     if config.reward is None:
         raise ValueError("reward=null: choose a reward.")
     reward: Reward = build(config.reward)
-    if config.maps and type(reward).heat_maps is Reward.heat_maps:
+    if config.maps and not reward.heat_maps:
         raise ValueError(f"maps={config.maps}: {type(reward).__name__} has no heat maps.")
     if config.maps and config.folder and Path(config.maps).resolve().is_relative_to(Path(config.folder).resolve()):
         raise ValueError(f"maps={config.maps} is inside folder={config.folder}, which is read; choose another folder.")

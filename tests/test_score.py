@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -312,13 +313,46 @@ def test_heat_maps_are_written_over_the_images(tmp_path: Path, monkeypatch, caps
     record = next(iter(Table(file, frozenset({"prompt"}))))
     image = torch.from_numpy(Table(file, frozenset({"prompt"})).read(record)["image"]).float() / 255
     with torch.no_grad():
-        heat = reward.heat_maps(image[None], {"prompt": ["chair 0"]})["implausibility"][0]
+        heat = reward(image[None], {"prompt": ["chair 0"]}).maps["implausibility"][0]
     drawn = np.asarray(Image.open(maps / "implausibility/ad0.png")).transpose(2, 0, 1) / 255
     assert np.abs(drawn - overlay(image, heat).numpy()).max() < 0.02
-    assert command(monkeypatch, [*arguments, "resume=false"]) == 2
+    assert command(monkeypatch, [*arguments, "resume=false"]) == 0
+    assert command(monkeypatch, [*arguments[:-2], f"out={tmp_path / 'other.csv'}", f"maps={maps}"]) == 2
     assert "maps is not empty" in capsys.readouterr().err
+    assert not (tmp_path / "other.csv").exists()
     assert command(monkeypatch, words(nets, f"table={fill(tmp_path / 'other', 1)}", f"maps={tmp_path / 'none'}")) == 2
     assert "RFNetReward has no heat maps" in capsys.readouterr().err
     file.write_text(file.read_text().replace("rooms/ad1.png,", "../ad1.png,"))
     assert command(monkeypatch, [*arguments[:-2], f"out={tmp_path / 'b.csv'}", f"maps={tmp_path / 'b'}"]) == 2
     assert "the key '../ad1.png' points outside" in capsys.readouterr().err
+
+
+def test_heat_maps_that_are_missing_are_written_by_the_same_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = fill(tmp_path / "ads", 6)
+    file.write_text(file.read_text().replace("title", "prompt"))
+    (tmp_path / "ads/image4.png").write_bytes(b"")
+    out, maps = tmp_path / "scores.csv", tmp_path / "maps"
+    arguments = ["reward=rahf", f"reward.checkpoint={tiny.rahf(tmp_path / 'nets')['checkpoint']}", f"table={file}"]
+    arguments += ["device=cpu", "threads=1", "batch_size=2", f"out={out}", f"maps={maps}"]
+
+    def full_disk(*_: Any) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as broken:  # ends after the maps of the first chunk, before its scores
+        broken.setattr("src.score._write", full_disk)
+        assert command(broken, arguments) == 2
+    assert (maps / "misalignment/ad1.png").is_file()
+    assert not out.read_bytes()
+    assert command(monkeypatch, arguments) == 1
+    made = {path: np.asarray(Image.open(path)).astype(int) for path in sorted(maps.rglob("*.png"))}
+    assert [path.stem for path in made if path.parent.name == "misalignment"] == ["ad0", "ad1", "ad2", "ad3", "ad5"]
+    written, kept = out.read_bytes(), maps / "implausibility/ad0.png"
+    before = kept.stat().st_mtime_ns
+    for lost in ("implausibility/ad3.png", "misalignment/ad5.png"):
+        (maps / lost).unlink()
+    assert command(monkeypatch, arguments) == 1
+    assert sorted(maps.rglob("*.png")) == list(made)
+    assert all(np.abs(np.asarray(Image.open(path)) - pixels).max() <= 1 for path, pixels in made.items())
+    assert (out.read_bytes(), kept.stat().st_mtime_ns) == (written, before)

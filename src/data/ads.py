@@ -197,6 +197,11 @@ class Folder(Ads):
         raise RowError("the file is empty", file)
 
 
+def without_suffix(key: str) -> str:
+    """The key without the suffix of an image file, to name a file after it: an image's path may be its key."""
+    return str(Path(key).with_suffix("")) if Path(key).suffix.lower() in SUFFIXES else key
+
+
 def read_image(file: Path, field: str, size: tuple[int, int] | None = None, max_size: int | None = None) -> np.ndarray:
     """An image file as uint8 (channels of `field`, height, width), resized to `size` (width, height) if given.
 

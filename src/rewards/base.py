@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
@@ -17,10 +17,12 @@ class Score:
 
     value: float32 (batch,), higher is better, differentiable in the images.
     parts: float32 (batch,) each, for logs and tables.
+    maps: the reward's `heat_maps`, float32 (batch, h, w) of any size, in [0, 1].
     """
 
     value: Tensor
     parts: dict[str, Tensor]
+    maps: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Reward(nn.Module, ABC):
@@ -34,14 +36,11 @@ class Reward(nn.Module, ABC):
     fields: frozenset[str]  # batch fields it needs in addition to the images
     highest: float = math.inf  # upper bound of the values
     threshold: float | None = None  # least value of an image that `src.generate` accepts; None: the user gives it
+    heat_maps: tuple[str, ...] = ()  # names of the maps of where an image is good or bad, which its scores carry
 
     @abstractmethod
     def score(self, images: Tensor, batch: Batch) -> Score:
         """The score of float32 `images`; `batch` has all `fields`."""
-
-    def heat_maps(self, images: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """By name, where an image is good or bad, (batch, h, w) in [0, 1]; of any size. A reward may have none."""
-        return {}
 
     def forward(self, images: Tensor, batch: Batch) -> Score:
         """The score of RGB `images` (batch, 3, height, width) in [0, 1] of any size; float32, also under autocast.
@@ -58,12 +57,13 @@ class Reward(nn.Module, ABC):
             raise ValueError(
                 f"{name} needs the field {', '.join(missing)}; the batch has {', '.join(sorted(batch)) or 'none'}."
             )
-        for field in sorted(self.fields):
-            if len(batch[field]) != len(images):
-                raise ValueError(f"{name}: {len(batch[field])} rows of {field} for {len(images)} images.")
+        for needed in sorted(self.fields):
+            if len(batch[needed]) != len(images):
+                raise ValueError(f"{name}: {len(batch[needed])} rows of {needed} for {len(images)} images.")
         dtype = torch.promote_types(images.dtype, torch.float32)
         score = self.score(images.to(dtype), batch)
-        return Score(score.value.to(dtype), {part: value.to(dtype) for part, value in score.parts.items()})
+        parts, maps = ({key: value.to(dtype) for key, value in found.items()} for found in (score.parts, score.maps))
+        return Score(score.value.to(dtype), parts, maps)
 
     def freeze(self) -> None:
         """Freezes all weights and sets eval mode."""

@@ -165,6 +165,14 @@ class RunOutput:
         return 1
 
 
+def settings_of(out: Path) -> dict[str, Any]:
+    """The settings in the record of the run that wrote the table `out`; empty if there is no valid record."""
+    try:
+        return dict(json.loads(Path(f"{out}.run.json").read_text(encoding="utf-8"))["settings"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
 def _csv(rows: Iterable[Iterable[Any]]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)

@@ -55,6 +55,12 @@ def test_value_and_parts_are_finite_float32_rows(reward: Reward) -> None:
         assert values.dtype == torch.float32
         assert values.isfinite().all()
     assert (score.value <= reward.highest).all()
+    assert set(score.maps) == set(reward.heat_maps)
+    for heat in score.maps.values():
+        assert heat.ndim == 3
+        assert len(heat) == 3
+        assert heat.dtype == torch.float32
+        assert ((heat >= 0) & (heat <= 1)).all()
     assert score.value.unique().numel() == 3, "three pictures of noise are told apart"
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from src.models.rahf.reward import RAHFReward
 from src.models.rfnet.reward import RFNetReward
 from src.rewards.mix import Mix
 from tests.rewards.test_contract import inputs
-from tests.rewards.tiny import RFNET, checkpoint, rfnet
+from tests.rewards.tiny import RFNET, checkpoint, rahf, rfnet
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,16 @@ def test_a_mix_is_the_weighted_sum(pair: dict[str, RFNetReward]) -> None:
     torch.testing.assert_close(Mix(pair)(images, batch).value, (a.value + b.value) / 2)
     torch.testing.assert_close(score.parts["b/value"], b.value)
     torch.testing.assert_close(score.parts["a/size_mismatch"], a.parts["size_mismatch"])
+
+
+def test_it_has_the_heat_maps_of_each(pair: dict[str, RFNetReward], tmp_path: Path) -> None:
+    images, batch = inputs()
+    own = RAHFReward(**rahf(tmp_path))
+    mix = Mix({"a": pair["a"], "b": own})
+    assert mix.heat_maps == ("b/implausibility", "b/misalignment")
+    maps = mix(images, batch).maps
+    torch.testing.assert_close(maps["b/implausibility"], own(images, batch).maps["implausibility"])
+    assert Mix(pair)(images, batch).maps == {}
 
 
 def test_it_needs_what_each_needs(pair: dict[str, RFNetReward]) -> None:

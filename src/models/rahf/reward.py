@@ -21,6 +21,7 @@ class RAHFReward(Reward):
     """
 
     fields = frozenset({"prompt"})
+    heat_maps = HEAT_MAPS
 
     def __init__(
         self,
@@ -44,7 +45,4 @@ class RAHFReward(Reward):
         means = {name: values.mean(dim=(1, 2)) for name, values in maps.items()}
         signed = scores | {name: -mean for name, mean in means.items()}
         value = torch.stack([weight * signed[name] for name, weight in self.weights.items()]).sum(dim=0)
-        return Score(value, scores | means)
-
-    def heat_maps(self, images: Tensor, batch: Batch) -> dict[str, Tensor]:
-        return self.rahf.assess(images, batch["prompt"])[0]
+        return Score(value, scores | means, maps)
