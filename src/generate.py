@@ -9,7 +9,6 @@ per accepted image. The same command resumes an interrupted run.
 Exit code 0: every product has an image; 1: some products failed; 2: nothing can be generated.
 """
 
-import csv
 import math
 import re
 import sys
@@ -26,6 +25,7 @@ from src.build import build
 from src.config import plain
 from src.data.batch import Record
 from src.data.product_prompts import ProductError, ProductPrompt, placed, read_product_prompts
+from src.data.tables import write_table
 from src.diffusion.generator import Generator
 from src.diffusion.guidance import RewardGuidance
 from src.diffusion.recurrent import attempt_seed, recurrent
@@ -39,6 +39,7 @@ from src.runtime.run_output import FailedRow, RunOutput
 
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, in file names or JSON with broken text
 PRODUCTS, TABLE = "products", "images.csv"  # in the output folder
+COLUMNS = ("key", "image", "product", "prompt", "title", "value")
 FREE = ("batch_size", "resume", "device", "threads", "debug", "products", "prompts", "out")
 
 
@@ -124,7 +125,9 @@ def generate(
             }  # fmt: skip
             output.add([done[key]], [])
             bar.update()
-    write_table(out, [(order, done[order.key], images[order.key]) for order in wanted if order.key in done])
+    made = [order for order in wanted if order.key in done]
+    rows = [row for order in made for row in table_rows(order, done[order.key], images[order.key])]
+    write_table(out / TABLE, rows, COLUMNS)
     return output, list(done.values())
 
 
@@ -167,16 +170,12 @@ def write(file: Path, image: Tensor) -> None:
         to_pil_image(image if image.dtype == torch.uint8 else image.clamp(0, 1)).save(part, "PNG")
 
 
-def write_table(out: Path, rows: list[tuple[ProductPrompt, dict[str, Any], list[str]]]) -> None:
-    """All images as a table that `src.score`, `src.repair` and `src.select` read."""
-    with atomic(out / TABLE) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        table = csv.writer(file)
-        table.writerow(["key", "image", "product", "prompt", "title", "value"])
-        for order, row, names in rows:
-            values = row["values"] if len(names) > 1 else [row["value"]]
-            for name, value in zip(names, values, strict=True):
-                key = name.removesuffix(".png")
-                table.writerow([key, name, f"{PRODUCTS}/{order.key}.png", order.prompt, order.title, value])
+def table_rows(order: ProductPrompt, row: dict[str, Any], names: list[str]) -> Iterator[dict[str, Any]]:
+    """The images `names` of a product as rows of a table that `src.score`, `src.repair` and `src.select` read."""
+    values = row["values"] if len(names) > 1 else [row["value"]]
+    for name, value in zip(names, values, strict=True):
+        cells = name.removesuffix(".png"), name, f"{PRODUCTS}/{order.key}.png", order.prompt, order.title, value
+        yield dict(zip(COLUMNS, cells, strict=True))
 
 
 def summary(rows: list[dict[str, Any]], threshold: float, num_steps: int) -> dict[str, Any]:

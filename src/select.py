@@ -1,30 +1,30 @@
 """Selects images by their scores: `python -m src.select table=pool.csv scores=scores.csv out=selected.csv`.
 
 `table` has one image per row, several for a prompt, as `src.generate pool=true` writes it; `scores` is what `src.score`
-made of that table with any reward. `out` has the selected rows, with `value` and `kind`, and reads as a table
-(`src/data/ads.py`) to train on: `python -m src.fit model=denoiser data=images data.source.table=selected.csv`.
+made of that table with any reward. Where `table` has a column `product`, the images of each pair of prompt and product
+are compared. `out` has the selected rows, with `value` and `kind`, and reads as a table (`src/data/ads.py`) to train
+on: `python -m src.fit model=denoiser data=images data.source.table=selected.csv`.
 
-rule=threshold (arXiv 2312.10240, section 6): of each prompt the `per_prompt` best images with a value of at least
-`threshold`. rule=softmax (Wu et al., ICCV 2023, arXiv 2303.14420): of the n images of a prompt the best if its
+rule=threshold (arXiv 2312.10240, section 6): of each prompt (and product) the `per_prompt` best images with a value of
+at least `threshold`. rule=softmax (Wu et al., ICCV 2023, arXiv 2303.14420): of the n images of a prompt the best if its
 probability under a softmax of scale * value is above alpha / n, and the worst, as a negative, if its probability under
 a softmax of -scale * value is; prompts of fewer than `least` images are left out.
 Exit code 0: images were selected; 2: none can be.
 """
 
-import csv
 import math
 import os
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
 from src.data.batch import IMAGE_FIELDS
-from src.data.tables import TableReader
+from src.data.tables import TableReader, write_table
 from src.runtime.command import command
-from src.runtime.files import atomic
 
 RULES = ("threshold", "softmax")
 
@@ -55,32 +55,42 @@ def by_softmax(values: list[float], scale: float, alpha: float, least: int) -> l
     return found
 
 
-def scored(table: Path, scores: Path) -> tuple[list[str], dict[str, list[tuple[float, dict[str, str]]]]]:
-    """The columns of the table, and the rows of each prompt that have a score, with it.
+def keyed(table: Path, needs: tuple[str, ...]) -> Iterator[tuple[int, str, dict[str, str]]]:
+    """Line, key and cells of the rows; the key is that of the image if the table has none.
 
-    Raises ValueError naming file and line for a bad row, a key that is scored twice, a value that is no finite number,
-    and if no row has a score.
+    Raises ValueError naming file and lines for a bad row and for a key that occurs twice.
     """
-    values: dict[str, float] = {}
-    for line, cells, problem in TableReader(scores, ("key", "value")):
-        if problem or cells["key"] in values:
-            raise ValueError(f"{scores}, line {line}: {problem or 'the key occurs twice: ' + cells['key']}.")
-        try:
-            values[cells["key"]] = float(cells["value"])
-        except ValueError:
-            raise ValueError(f"{scores}, line {line}: value is {cells['value']!r}, not a number.") from None
-        if not math.isfinite(values[cells["key"]]):
-            raise ValueError(f"{scores}, line {line}: value is {cells['value']}.")
-    reader, prompts = TableReader(table, ("image", "prompt")), defaultdict(list)
-    for line, cells, problem in reader:
+    lines: dict[str, int] = {}
+    for line, cells, problem in TableReader(table, needs):
         if problem:
             raise ValueError(f"{table}, line {line}: {problem}.")
-        key = cells.get("key", cells["image"])
+        key = cells["key"] if "key" in cells else cells["image"]
+        if (first := lines.setdefault(key, line)) != line:
+            raise ValueError(f"{table}, lines {first} and {line} have the same key {key}.")
+        yield line, key, cells
+
+
+def scored(table: Path, scores: Path) -> list[list[tuple[float, dict[str, str]]]]:
+    """The rows that have a score, with it, by prompt and product.
+
+    Raises ValueError naming file and line for bad rows, keys that occur twice and values that are no finite number, and
+    if no row has a score.
+    """
+    values: dict[str, float] = {}
+    for line, key, cells in keyed(scores, ("key", "value")):
+        try:
+            values[key] = float(cells["value"])
+        except ValueError:
+            values[key] = math.nan
+        if not math.isfinite(values[key]):
+            raise ValueError(f"{scores}, line {line} ({key}): value={cells['value']} is not a finite number.")
+    groups = defaultdict(list)
+    for _, key, cells in keyed(table, ("image", "prompt")):
         if key in values:
-            prompts[cells["prompt"]].append((values[key], {"key": key} | cells))
-    if not prompts:
+            groups[cells["prompt"], cells.get("product", "")].append((values[key], {"key": key} | cells))
+    if not groups:
         raise ValueError(f"{scores} has no score of a row of {table}: the keys differ.")
-    return reader.columns or list(next(iter(prompts.values()))[0][1]), dict(prompts)
+    return list(groups.values())
 
 
 @command("select")
@@ -88,17 +98,17 @@ def main(config: DictConfig) -> int:
     table, scores, out = Path(config.table), Path(config.scores), Path(config.out)
     if config.rule not in RULES:
         raise ValueError(f"rule={config.rule}: choose one of {', '.join(RULES)}.")
-    if config.rule == "threshold" and config.threshold is None:
+    if config.rule == "threshold" and type(config.threshold) not in (int, float):
         raise ValueError("rule=threshold needs threshold=NUMBER, in the units of the scores.")
     if out.suffix != ".csv":
         raise ValueError(f"out={out}: the selected rows are written as .csv.")
     if out.resolve() in (table.resolve(), scores.resolve()):
         raise ValueError(f"out={out} would replace a table that is read; choose another out.")
-    columns, prompts = scored(table, scores)
-    names = list(dict.fromkeys(["key", *columns, "value", "kind"]))
+    groups = scored(table, scores)
+    columns = dict.fromkeys(name for images in groups for _, cells in images for name in cells)
     counts: dict[str, int] = defaultdict(int)
     rows = []
-    for images in prompts.values():
+    for images in groups:
         values = [value for value, _ in images]
         if config.rule == "threshold":
             chosen = by_threshold(values, config.threshold, config.per_prompt)
@@ -108,15 +118,12 @@ def main(config: DictConfig) -> int:
             value, cells = images[index]
             rows.append(moved(cells, table.parent, out.parent) | {"value": value, "kind": kind})
             counts[kind] += 1
+    what = f"{len(groups)} {'pairs of prompt and product' if 'product' in columns else 'prompts'}"
     if not rows:
-        raise ValueError(f"no image of {len(prompts)} prompts is selected; the rule is too strict for these scores.")
-    with atomic(out) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names, restval="", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-    total = sum(map(len, prompts.values()))
+        raise ValueError(f"no image of {what} is selected; the rule is too strict for these scores.")
+    write_table(out, rows, columns)
     told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-    print(f"{told} of {total} scored images of {len(prompts)} prompts in {out}")
+    print(f"{told} of {sum(map(len, groups))} scored images of {what} in {out}")
     return 0
 
 

@@ -1,6 +1,7 @@
 """Selection of images by their scores: the two rules, what is written, and that it can be trained on."""
 
 import csv
+import json
 import math
 import sys
 from pathlib import Path
@@ -63,7 +64,7 @@ def test_by_softmax_is_the_softmax(values):
 def test_the_selected_rows_can_be_trained_on(tmp_path, monkeypatch, capsys):
     out = tmp_path / "chosen/selected.csv"
     assert command(monkeypatch, *pool(tmp_path / "pool"), f"out={out}", "threshold=0.25", "per_prompt=2") == 0
-    assert "3 positive of 8 scored images of 2 prompts" in capsys.readouterr().out
+    assert "3 positive of 8 scored images of 2 pairs of prompt and product" in capsys.readouterr().out
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["key"], row["value"], row["kind"]) for row in rows] == [
@@ -105,10 +106,12 @@ def test_images_of_a_prompt_share_a_split_and_tables_without_products_have_empty
     [
         (["rule=best"], None, "rule=best: choose one of threshold, softmax"),
         ([], None, "rule=threshold needs threshold=NUMBER"),
-        (["threshold=2"], None, "no image of 2 prompts is selected"),
-        (["threshold=0"], "key,value\nad0,x\n", "scores.csv, line 2: value is 'x', not a number"),
-        (["threshold=0"], "key,value\nad0,nan\n", "scores.csv, line 2: value is nan"),
-        (["threshold=0"], "key,value\nad0,1\nad0,2\n", "line 3: the key occurs twice: ad0"),
+        (["threshold=high"], None, "rule=threshold needs threshold=NUMBER"),
+        (["threshold=2"], None, "no image of 2 pairs of prompt and product is selected"),
+        (["threshold=0"], "key,value\nad0,x\n", "scores.csv, line 2 (ad0): value=x is not a finite number"),
+        (["threshold=0"], "key,value\nad0,nan\n", "scores.csv, line 2 (ad0): value=nan is not a finite number"),
+        (["threshold=0"], "key,value\nad0,1e999\n", "scores.csv, line 2 (ad0): value=1e999 is not a finite number"),
+        (["threshold=0"], "key,value\nad0,1\nad1,1\nad0,2\n", "scores.csv, lines 2 and 4 have the same key ad0"),
         (["threshold=0"], "key,value\nother,1\n", "has no score of a row of"),
         (["threshold=0"], "key,score\nad0,1\n", "the column value is missing"),
     ],
@@ -120,6 +123,44 @@ def test_what_cannot_be_selected_is_one_line(tmp_path, monkeypatch, capsys, word
     assert command(monkeypatch, *places, f"out={tmp_path / 'out.csv'}", *words) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out.csv").exists()
+
+
+@pytest.mark.parametrize("keys", [True, False])
+def test_a_key_that_the_table_has_twice_is_refused_with_its_lines(tmp_path, monkeypatch, capsys, keys):
+    places = pool(tmp_path / "pool")
+    rows = ["ad0,0.png,oak", "ad1,1.png,oak", "ad0,2.png,oak"] if keys else ["0.png,oak", "1.png,oak", "0.png,red"]
+    header = "key,image,prompt" if keys else "image,prompt"
+    (tmp_path / "pool/pool.csv").write_text("\n".join([header, *rows]) + "\n")
+    assert command(monkeypatch, *places, f"out={tmp_path / 'out.csv'}", "threshold=0") == 2
+    assert f"pool.csv, lines 2 and 4 have the same key {'ad0' if keys else '0.png'}." in capsys.readouterr().err
+
+
+def test_images_of_two_products_under_one_prompt_do_not_compete(tmp_path, monkeypatch):
+    rows = [{"key": str(n), "image": f"{n}.png", "prompt": "oak", "product": f"cut{n % 2}.png"} for n in range(6)]
+    (tmp_path / "pool.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "scores.csv").write_text("\n".join(["key,value", *(f"{n},{n}" for n in range(6))]) + "\n")
+    places = [f"table={tmp_path / 'pool.jsonl'}", f"scores={tmp_path / 'scores.csv'}", f"out={tmp_path / 'out.csv'}"]
+    assert command(monkeypatch, *places, "threshold=0") == 0
+    with (tmp_path / "out.csv").open(newline="") as file:
+        assert [(row["key"], row["product"]) for row in csv.DictReader(file)] == [("4", "cut0.png"), ("5", "cut1.png")]
+
+
+def test_rows_with_different_columns_give_a_table_with_all_of_them(tmp_path, monkeypatch, capsys):
+    rows = [
+        {"key": "a", "image": "a.png", "prompt": "oak"},
+        {"key": "b", "image": "b.png", "prompt": "red", "title": "Chair", "seed": 3},
+        {"key": "c", "image": "c.png", "prompt": "red", "source": "camera"},
+    ]
+    (tmp_path / "pool.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "scores.csv").write_text("key,value\na,1\nb,2\nc,1\n")
+    places = [f"table={tmp_path / 'pool.jsonl'}", f"scores={tmp_path / 'scores.csv'}", f"out={tmp_path / 'out.csv'}"]
+    assert command(monkeypatch, *places, "threshold=0") == 0
+    assert "2 positive of 3 scored images of 2 prompts" in capsys.readouterr().out
+    with (tmp_path / "out.csv").open(newline="") as file:
+        assert list(csv.DictReader(file)) == [
+            {**dict.fromkeys(("title", "seed", "source"), ""), **rows[0], "value": "1.0", "kind": "positive"},
+            {**rows[1], "seed": "3", "source": "", "value": "2.0", "kind": "positive"},
+        ]
 
 
 def test_a_table_that_is_read_is_never_replaced(tmp_path, monkeypatch, capsys):

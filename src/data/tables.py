@@ -1,12 +1,14 @@
-"""One reader for tables: the rows of a CSV, TSV or JSONL file, however a spreadsheet has written it."""
+"""Tables: reads the rows of a CSV, TSV or JSONL file, however a spreadsheet has written it, and writes CSV."""
 
 import codecs
 import csv
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
+
+from src.runtime.files import atomic
 
 SEPARATORS = {".csv": ",;\t", ".tsv": "\t;,", ".jsonl": ""}  # by suffix: the first that the header has most of
 
@@ -114,6 +116,15 @@ class TableReader:
             if missing := [name for name in self.needs if name not in row]:
                 problem = f"has no {' and no '.join(missing)}, only {', '.join(row) or 'nothing'}"
             yield line, {name: "" if value is None else str(value) for name, value in row.items()}, problem
+
+
+def write_table(file: Path, rows: Sequence[Mapping[str, Any]], columns: Iterable[str] = ()) -> None:
+    """Writes a CSV file, atomically: `columns`, then all others of the rows in the order in which they occur."""
+    names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
+    with atomic(file) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as handle:
+        writer = csv.DictWriter(handle, names, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _kind(value: Any) -> str:
