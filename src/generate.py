@@ -81,12 +81,10 @@ def generate(
     size = config.size or generator.size
     if size % generator.cell:
         raise ValueError(f"size={size} must be a multiple of {generator.cell} px for this generator.")
-    if out.resolve() == Path(config.products).resolve():
-        raise ValueError(f"out={out} is the folder of the products, which would be overwritten.")
+    if Path(config.products).resolve() in (out.resolve(), (out / PRODUCTS).resolve()):
+        raise ValueError(f"out={out} is the folder of the products, or has it as products/: they would be overwritten.")
     settings = {name: value for name, value in plain(config).items() if name not in FREE} | {"threshold": threshold}
-    settings |= {f"generator.{name}": value for name, value in generator.settings.items()}  # of its folder too
-    scheduler = generator.scheduler.config
-    settings["generator.scheduler"] = {name: scheduler[name] for name in sorted(scheduler) if not name.startswith("_")}
+    settings |= {f"generator.{name}": value for name, value in generator.sampling.items()}  # of its folder too
     settings |= {"generator weights": fingerprint(generator), "reward weights": fingerprint(reward)}
     if guidance and guidance.reward is not reward:
         settings["guidance weights"] = fingerprint(guidance.reward)
@@ -96,7 +94,8 @@ def generate(
     by_key = {order.key: order for order in wanted}
     images = {order.key: images_of(order.key, config.attempts if config.pool else 0) for order in wanted}
     check_names(out, {name: name for names in images.values() for name in names})
-    files = (out / name for names in images.values() for name in names)
+    own = [TABLE, *(name for names in images.values() for name in names), *(f"{PRODUCTS}/{key}.png" for key in images)]
+    files = (out / name for name in own)
     output = RunOutput(out, settings, config.resume, [Path(config.prompts)], files)
     done = output.results(lambda row: all((out / name).is_file() for name in images.get(row["key"], ())))
     if other := [key for key, order in by_key.items() if key in done and done[key].get("order") != order.stamp]:

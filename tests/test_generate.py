@@ -203,8 +203,22 @@ def test_the_products_are_not_painted_over(words, tmp_path, monkeypatch, capsys)
     places = shop(tmp_path, 2)
     before = (tmp_path / "products/p0.png").read_bytes()
     assert command(monkeypatch, *words, *places, f"out={tmp_path}/prompts/../products", "attempts=1") == 2
-    assert "is the folder of the products, which would be overwritten" in capsys.readouterr().err
+    assert "is the folder of the products" in capsys.readouterr().err
     assert (tmp_path / "products/p0.png").read_bytes() == before
+
+
+def test_products_and_tables_of_the_user_in_the_output_folder_are_not_replaced(words, tmp_path, monkeypatch, capsys):
+    places = shop(tmp_path, 2)
+    before = (tmp_path / "products/p0.png").read_bytes()
+    assert command(monkeypatch, *words, *places, f"out={tmp_path}", "attempts=1") == 2
+    assert "or has it as products/: they would be overwritten" in capsys.readouterr().err
+    assert (tmp_path / "products/p0.png").read_bytes() == before
+    out = tmp_path / "ads"
+    out.mkdir()
+    (out / "images.csv").write_text("mine")
+    assert command(monkeypatch, *words, *places, f"out={out}", "attempts=1") == 2
+    assert "images.csv was not written by this command" in capsys.readouterr().err
+    assert (out / "images.csv").read_text() == "mine"
 
 
 def test_a_picture_that_is_gone_is_painted_again_and_a_foreign_one_never_painted_over(

@@ -12,7 +12,7 @@ import hashlib
 import os
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -97,6 +97,14 @@ class Ads(ABC):
             else:
                 record[field] = self._text(row, field)
         return record
+
+    def cells(self, row: Row, fields: Iterable[str], folder: Path) -> dict[str, str]:
+        """Those of the `fields` that the row has, for a table in `folder`: texts, and paths relative to it."""
+        return {
+            field: os.path.relpath(self._file(row, field), folder) if field in IMAGE_FIELDS else self._text(row, field)
+            for field in fields
+            if row.cells.get(field)
+        }
 
     def contents(self) -> str:
         """A hash of the size and the time of change of every file that the rows name."""

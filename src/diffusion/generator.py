@@ -123,6 +123,14 @@ class Generator(nn.Module):
         """The arguments of the constructor besides the networks, tokenizer and scheduler."""
         return {name: getattr(self, name) for name in SETTINGS}
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What, besides the weights, the sampled images depend on: `settings` and the scheduler's configuration."""
+        config = self.scheduler.config
+        return self.settings | {
+            "scheduler": {name: config[name] for name in sorted(config) if not name.startswith("_")}
+        }
+
     @torch.no_grad()
     def encode(self, batch: Batch, seed: int | Sequence[int] = 0) -> Conditions:
         """The conditions of a batch with key, prompt and product; the noise of an image depends on (seed, key) only.

@@ -202,6 +202,24 @@ def test_a_flat_folder_does_for_pictures_alone_and_same_stems_clash(tmp_path: Pa
         Folder(tmp_path, FIELDS)
 
 
+def test_the_cells_of_a_row_are_texts_and_paths_relative_to_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    rows = [
+        {"image": "1.png", "product": "../cut.png", "title": "Chair"},
+        {"image": "2.png", "product": "", "title": "Lamp"},
+    ]
+    ads, fields = Table(table(tmp_path / "a", rows), frozenset({"title"})), ("product", "title", "prompt")
+    first, second = ads
+    assert ads.cells(first, fields, tmp_path / "b") == {"product": "../cut.png", "title": "Chair"}
+    assert ads.cells(second, fields, tmp_path / "b") == {"title": "Lamp"}
+    picture(tmp_path / "set/image/x.png")
+    picture(tmp_path / "set/product/x.webp", "RGBA")
+    (tmp_path / "set/title").mkdir()
+    (tmp_path / "set/title/x.txt").write_text("Chair")
+    (row,) = folder = Folder(tmp_path / "set", frozenset({"product", "title"}))
+    assert folder.cells(row, fields, tmp_path) == {"product": "set/product/x.webp", "title": "Chair"}
+
+
 def test_the_fingerprint_follows_the_rows(tmp_path: Path) -> None:
     picture(tmp_path / "f/a.png")
     file = table(tmp_path, [{"image": "f/a.png"}])

@@ -17,6 +17,29 @@ from src.runtime.finite import require_finite
 
 
 @dataclass(frozen=True)
+class RepairSettings:
+    """How images are repaired.
+
+    threshold: of the implausibility map, in [0, 1], above which a pixel is generated anew. dilation: distance by which
+    that region grows, as a share of the image's height, in [0, 1). candidates: number per image. seed: of their noise.
+    Raises ValueError naming the value that is out of its range.
+    """
+
+    threshold: float
+    dilation: float = 0.03
+    candidates: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if type(self.threshold) not in (int, float) or not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold={self.threshold} must be a number in [0, 1].")
+        if type(self.dilation) not in (int, float) or not 0 <= self.dilation < 1:
+            raise ValueError(f"dilation={self.dilation} must be a number in [0, 1).")
+        if type(self.candidates) is not int or self.candidates < 1:
+            raise ValueError(f"candidates={self.candidates} must be a whole number, at least 1.")
+
+
+@dataclass(frozen=True)
 class Repaired:
     """What became of an image.
 
@@ -45,22 +68,14 @@ def flaw_mask(heat: Tensor, threshold: float, dilation: float, product: Tensor |
 
 
 @torch.no_grad()
-def repair(
-    generator: Generator,
-    rahf: RAHFSystem,
-    record: Record,
-    threshold: float,
-    dilation: float,
-    candidates: int,
-    seed: int,
-) -> Repaired:
+def repair(generator: Generator, rahf: RAHFSystem, record: Record, settings: RepairSettings) -> Repaired:
     """Generates the implausible region of an image again, and keeps the most plausible of several candidates.
 
     record: key, prompt, image uint8 (3, height, width), and product (4, height, width) if there is one. Everything
     outside the mask, and the product, stays as it is to the bit. Raises ValueError for an image whose sides are not
     multiples of the generator's.
     """
-    device = rahf.device
+    device, candidates = rahf.device, settings.candidates
     original = torch.from_numpy(record["image"])
     height, width = original.shape[1:]
     if height % generator.cell or width % generator.cell:
@@ -72,14 +87,14 @@ def repair(
     require_finite(before, "plausibility", key)
     heat = resize(heat[:, None], (height, width))[0, 0]
     alpha = given["product"][0, 3] if "product" in given else None
-    mask = flaw_mask(heat, threshold, dilation, alpha)
+    mask = flaw_mask(heat, settings.threshold, settings.dilation, alpha)
     found: dict[str, Any] = {"mask": mask.cpu(), "peak": float(heat.max()), "before": float(before[0])}
     if not mask.any():
         return Repaired(original, **found, values=[], best=None)
     batch = move_data_to_device(to_float(collate([record] * candidates)), device)
     batch.setdefault("product", batch["image"].new_zeros(candidates, 4, height, width))
     conditions = generator.masked(batch, batch["image"], mask.expand(candidates, 1, -1, -1), [
-        attempt_seed(seed, number) for number in range(candidates)
+        attempt_seed(settings.seed, number) for number in range(candidates)
     ])  # fmt: skip
     samples = require_finite(generator.sample(conditions), "generated image", key * candidates)
     painted = (samples * 255).round().byte().cpu()
