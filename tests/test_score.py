@@ -157,12 +157,12 @@ def command(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> int:
 
 
 @pytest.fixture(scope="module")
-def nets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def nets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return tiny.rfnet(tmp_path_factory.mktemp("nets"))
 
 
 def test_killed_and_resumed_the_command_leaves_the_files_of_an_unbroken_run(
-    tmp_path: Path, nets: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, nets: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = fill(tmp_path, 120, sizes=((16, 12),) * 7 + ((9, 9),))
     text = file.read_text().replace("image3.png,product3.png,chair 3\n", "none.png,product3.png,chair 3\n")
@@ -200,7 +200,7 @@ def test_killed_and_resumed_the_command_leaves_the_files_of_an_unbroken_run(
 
 
 def test_the_command_scores_as_the_reward_does_and_tells_what_changed(
-    tmp_path: Path, nets: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, nets: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, out = fill(tmp_path, 6), tmp_path / "scores.csv"
     arguments = words(nets, f"table={file}", f"out={out}", "batch_size=3")
@@ -243,7 +243,7 @@ def test_the_command_scores_as_the_reward_does_and_tells_what_changed(
 )
 def test_what_cannot_be_scored_is_one_line_and_exit_code_2(
     tmp_path: Path,
-    nets: dict[str, str],
+    nets: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     more: list[str],
@@ -259,7 +259,7 @@ def test_what_cannot_be_scored_is_one_line_and_exit_code_2(
 
 
 def test_scores_of_files_that_changed_are_not_taken_for_done(
-    tmp_path: Path, nets: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, nets: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, out = fill(tmp_path, 2), tmp_path / "scores.csv"
     arguments = words(nets, f"table={file}", f"out={out}")
@@ -274,7 +274,7 @@ def test_scores_of_files_that_changed_are_not_taken_for_done(
 
 
 def test_what_is_read_is_never_replaced(
-    tmp_path: Path, nets: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, nets: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = fill(tmp_path, 2)
     failed = tmp_path / "scores.csv.failed.csv"
@@ -290,7 +290,7 @@ def test_what_is_read_is_never_replaced(
     assert "is inside folder=" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path, nets: dict[str, str]) -> None:
+def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path, nets: dict[str, Any]) -> None:
     arguments = words(nets, f"table={fill(tmp_path, 300)}", f"out={tmp_path / 'scores.csv'}", "batch_size=300")
     line = f"ulimit -f 4; exec '{sys.executable}' -m src.score {' '.join(map(repr, arguments))}"
     ended = subprocess.run(["bash", "-c", line], cwd=CONF.parent, capture_output=True, text=True, check=False)
@@ -298,7 +298,7 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path, nets: dict[
     assert ended.stderr.splitlines()[-1] == f"score: [Errno 27] File too large: '{tmp_path / 'scores.csv'}'"
 
 
-def test_heat_maps_are_written_over_the_images(tmp_path: Path, monkeypatch, capsys, nets: dict[str, str]) -> None:
+def test_heat_maps_are_written_over_the_images(tmp_path: Path, monkeypatch, capsys, nets: dict[str, Any]) -> None:
     file = fill(tmp_path / "ads", 3)
     file.write_text(file.read_text().replace("title", "prompt").replace("ad1,", "rooms/ad1.png,"))
     made, maps = tiny.rahf(tmp_path / "nets"), tmp_path / "maps"

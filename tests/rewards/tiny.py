@@ -58,7 +58,7 @@ def checkpoint(folder: Path, model: dict[str, Any], seed: int = 0) -> str:
     return str(folder)
 
 
-def rfnet(folder: Path, **changes: Any) -> dict[str, str]:
+def rfnet(folder: Path, **changes: Any) -> dict[str, Any]:
     return {
         "checkpoint": checkpoint(folder / "rfnet", {**RFNET, **changes}),
         "depth": checkpoint(folder / "depth", DEPTH),
