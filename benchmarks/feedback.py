@@ -35,7 +35,7 @@ from src.diffusion.generator import Generator
 from src.diffusion.guidance import RewardGuidance
 from src.diffusion.recurrent import attempt_seed
 from src.figures.images import draw_columns
-from src.models.rahf.repair import repair
+from src.models.rahf.repair import RepairSettings, repair
 from src.models.rahf.reward import RAHFReward
 from src.models.rfft.evaluator import Evaluator
 from src.runtime.checkpoint import fingerprint, load
@@ -50,7 +50,6 @@ WORDS = {
 }  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
 WAYS = ("first", "any", "chosen", "repaired", "mirrored", "guided")
-DILATION = 0.03  # as conf/repair.yaml
 BATCH, SHOWN = 32, 6
 
 
@@ -78,11 +77,11 @@ def images_of(
     scores = torch.stack([reward(images, batch).value for images in tries])  # (attempts, records)
     best = scores.argmax(dim=0)
     found = {"attempts": tries, "first": tries[0], "chosen": tries[best, torch.arange(len(best))]}
-    settings = rahf.thresholds["implausibility"], DILATION, int(words["candidates"]), seed
+    settings = RepairSettings(rahf.thresholds["implausibility"], candidates=int(words["candidates"]), seed=seed)
     nets: dict[str, Any] = {"repaired": rahf, "mirrored": Mirrored(rahf)}
     for name, net in nets.items():
         mended = [
-            repair(generator, net, record | {"image": (image * 255).round().byte().cpu().numpy()}, *settings)
+            repair(generator, net, record | {"image": (image * 255).round().byte().cpu().numpy()}, settings)
             for record, image in zip(records, tries[0], strict=True)
         ]
         found[name] = torch.stack([each.image for each in mended]).to(tries) / 255

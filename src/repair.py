@@ -5,8 +5,9 @@ several times; the most plausible candidate is kept if it is more plausible than
 `src/data/ads.py`; they have image and prompt, and the product cut-out with `product=true`.
 `out` has <key>.png and a line of manifest.jsonl for each image: key, found (anything to repair), repaired, peak (the
 largest implausibility), area (share of pixels in the mask), before and after (plausibility), values (of all
-candidates). An image without detected flaws is copied. images.csv lists the images with their products, prompts and titles,
-as a table for `src.score`; depth, saliency and scores of the original are left out, as they may no longer be true.
+candidates). An image without detected flaws is copied. images.csv lists the images with their products, prompts and
+titles, as a table for `src.score`; depth, saliency and scores of the original are left out, as they may no longer be
+true.
 The same command resumes after a kill; failed rows are listed in failed.csv.
 Exit code 0: all images are there; 1: some rows failed; 2: nothing can be repaired.
 """

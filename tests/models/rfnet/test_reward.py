@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from tests.rewards import tiny
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return tiny.rfnet(tmp_path_factory.mktemp("rfnet"))
 
 
@@ -26,7 +27,7 @@ def gradient(reward: RFNetReward, images: Tensor, batch: Batch) -> tuple[Tensor,
     return value.detach(), torch.autograd.grad(value.sum(), images)[0]
 
 
-def test_the_value_is_the_log_probability_of_available(folders: dict[str, str], ads: tuple[Tensor, Batch]) -> None:
+def test_the_value_is_the_log_probability_of_available(folders: dict[str, Any], ads: tuple[Tensor, Batch]) -> None:
     score = RFNetReward(**folders)(*ads)
     assert tuple(score.parts) == CLASSES
     assert torch.equal(score.value, score.parts["available"])
@@ -34,7 +35,7 @@ def test_the_value_is_the_log_probability_of_available(folders: dict[str, str], 
 
 
 def test_maps_are_computed_with_or_without_gradient_or_given(
-    folders: dict[str, str], ads: tuple[Tensor, Batch]
+    folders: dict[str, Any], ads: tuple[Tensor, Batch]
 ) -> None:
     images, batch = ads
     computed, detached, given = (RFNetReward(**folders, maps=maps) for maps in ("computed", "detached", "batch"))
@@ -61,7 +62,7 @@ def test_a_net_without_a_map_needs_no_net_for_it(tmp_path: Path, ads: tuple[Tens
     assert reward(*ads).value.shape == (2,)
 
 
-def test_what_is_no_rfnet_is_refused(folders: dict[str, str], tmp_path: Path) -> None:
+def test_what_is_no_rfnet_is_refused(folders: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="maps=drawn: choose one of computed, detached, batch"):
         RFNetReward(**folders, maps="drawn")
     with pytest.raises(ValueError, match="depth contains Depth, not RFNetSystem"):
