@@ -70,6 +70,6 @@ def test_what_is_no_rfnet_is_refused(folders: dict[str, Any], tmp_path: Path) ->
     with pytest.raises(ValueError, match="holds Saliency"):
         RFNetReward(**folders | {"depth": folders["saliency"]})
     with pytest.raises(ValueError, match=r"no checkpoint folder .*none"):
-        RFNetReward(**folders | {"checkpoint": str(tmp_path / "none")})
+        RFNetReward(tmp_path / "none")
     strange = tiny.checkpoint(tmp_path / "strange", tiny.RFNET | {"classes": ["available", "bad"]})
-    assert tuple(RFNetReward(**folders | {"checkpoint": strange}).rfnet.classes) == ("available", "bad")
+    assert tuple(RFNetReward(strange, folders["depth"], folders["saliency"]).rfnet.classes) == ("available", "bad")
