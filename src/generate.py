@@ -38,7 +38,7 @@ from src.runtime.progress import progress_bar
 from src.runtime.run_output import FailedRow, RunOutput
 
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, in file names or JSON with broken text
-PRODUCTS, TABLE = "products", "images.csv"  # in the output folder
+PRODUCTS, TABLE, SUMMARY = "products", "images.csv", "summary.json"  # in the output folder
 COLUMNS = ("key", "image", "product", "prompt", "title", "value")
 FREE = ("batch_size", "resume", "device", "threads", "debug", "products", "prompts", "out")
 
@@ -94,7 +94,12 @@ def generate(
     by_key = {order.key: order for order in wanted}
     images = {order.key: images_of(order.key, config.attempts if config.pool else 0) for order in wanted}
     check_names(out, {name: name for names in images.values() for name in names})
-    own = [TABLE, *(name for names in images.values() for name in names), *(f"{PRODUCTS}/{key}.png" for key in images)]
+    own = [
+        TABLE,
+        SUMMARY,
+        *(name for names in images.values() for name in names),
+        *(f"{PRODUCTS}/{key}.png" for key in images),
+    ]
     files = (out / name for name in own)
     output = RunOutput(out, settings, config.resume, [Path(config.prompts)], files)
     done = output.results(lambda row: all((out / name).is_file() for name in images.get(row["key"], ())))
@@ -215,7 +220,7 @@ def main(config: DictConfig) -> int:
     generator, reward = build(config.generator).eval().requires_grad_(False), build(config.reward)
     output, rows = generate(generator, reward, config, steering(config, reward))
     stats = summary(rows, least_value(reward, config.threshold), generator.num_steps)
-    write_json(output.out / "summary.json", stats)
+    write_json(output.out / SUMMARY, stats)
     print("\n".join(lines(stats)))
     return output.report(f"images in {output.out}")
 
