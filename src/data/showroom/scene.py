@@ -32,6 +32,9 @@ DYEABLE = (
     "fabric", "leather", "plastic", "velvet", "canvas", "suede", "lacquer", "metal", "ceramic", "paper", "glass",
     "plush",
 )  # fmt: skip
+VERSIONS = {"miniature": (0.26, 0.4), "giant": (2.5, 3.6)}  # real size over the ordinary one
+SPECIAL = 0.2  # share of products sold in such a version, which looks like the ordinary one: only its title tells
+SPAN = {"floor": (22.0, 420.0), "table": (5.0, 95.0)}  # cm: products that may stand there, of whatever version
 CONTRADICTED = 0.1  # share of named attributes that a scene does not follow
 
 
@@ -49,7 +52,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Brief:
-    """Product, placement and prompt. `factor` is the real size over the catalogue's (a large bear, a small barrel)."""
+    """Product, placement and prompt. `factor` is the real size over the catalogue's (a large bear, a small barrel).
+
+    `version`: "miniature" or "giant" if the product is a toy or a decoration of that size, "" if it is an ordinary one;
+    `version_factor`: its size over the ordinary one, part of `factor`.
+    """
 
     group: int
     item: Item
@@ -63,6 +70,13 @@ class Brief:
     setting: Setting
     colour: tuple[float, float, float]  # main RGB of the product, [0, 255]
     rng: int  # seeds the words of the title
+    version: str = ""
+    version_factor: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """What it is called, such as "miniature sofa"."""
+        return f"{self.version} {self.item.name}".strip()
 
 
 @dataclass(frozen=True)
@@ -141,6 +155,7 @@ def brief(seed: int, split: str, group: int) -> Brief:
     if surface == "both":  # things that are sold in several sizes; the size says where such a thing stands
         factor = float(np.exp(rng.uniform(np.log(0.7), np.log(1.4))))
         surface = "table" if largest * factor < 45 else "floor"
+    version, version_factor = _version(_generator(seed, SPLITS.index(split), group, 1 << 20), largest * factor, surface)
     number = len(views(item.item))
     view = int(rng.integers(number))
     dye, strength = None, 0.0
@@ -162,14 +177,27 @@ def brief(seed: int, split: str, group: int) -> Brief:
         view=view,
         dye=dye,
         dye_strength=strength,
-        factor=factor,
+        factor=factor * version_factor,
         surface=surface,
         extent=float(rng.uniform(0.42, 0.66)),
         centre=(float(rng.uniform(0.42, 0.58)), float(rng.uniform(0.52, 0.62))),
         setting=Setting(style, wall, str(rng.choice(what.patterns)), floor, str(rng.choice(list(LIGHTS))), prop.name),
         colour=(float(colour[0]), float(colour[1]), float(colour[2])),
         rng=int(rng.integers(2**31)),
+        version=version,
+        version_factor=version_factor,
     )
+
+
+def _version(rng: np.random.Generator, largest: float, surface: str) -> tuple[str, float]:
+    """A share SPECIAL of the products are miniatures or giants, as far as these may stand on the surface."""
+    low, high = SPAN[surface]
+    if rng.random() >= SPECIAL:
+        return "", 1.0
+    sizes = {name: float(np.exp(rng.uniform(*np.log(span)))) for name, span in VERSIONS.items()}
+    feasible = [name for name, size in sizes.items() if low <= largest * size <= high]
+    version = str(rng.choice(feasible)) if feasible else ""
+    return version, sizes.get(version, 1.0)
 
 
 def _apart(
@@ -191,12 +219,16 @@ def scene(seed: int, split: str, group: int, member: int) -> Scene:
     factor = 1.0
     if CLASSES[label] == "size_mismatch":  # as far as the furniture next to it still fits in the image
         true = max(plan.item.width_cm, plan.item.height_cm) * plan.factor
-        low, high = (22, 420) if plan.surface == "floor" else (5, 95)
+        low, high = SPAN[plan.surface]
         feasible = [w for w in ways if (true * 2.2 <= high if w == "too_large" else true / 2.2 >= low)]
         fault = str(rng.choice(feasible or ways))
         limit = high / true if fault == "too_large" else true / low
         factor = max(2.2, min(2.6 + 1.8 * severity, limit))
         factor = factor if fault == "too_large" else 1 / factor
+        if plan.version and rng.random() < 0.8:  # shown as the ordinary product, which it is not
+            factor = 1 / plan.version_factor
+            fault = "too_large" if factor > 1 else "too_small"
+    shown = round(plan.version_factor * factor, 6)  # size in the image over the ordinary one
     real = _contradict(rng, plan, split)
     wall_colour = np.array(COLOURS[real.wall], float) + rng.normal(0, 5, 3)
     floor_colour = np.array(MATERIALS[real.floor][1], float) * rng.uniform(0.92, 1.06)
@@ -209,13 +241,13 @@ def scene(seed: int, split: str, group: int, member: int) -> Scene:
     item = plan.item
     size = plan.factor * factor
     count = int(rng.integers(9, 15)) if fault == "clutter" else int(rng.choice(5, p=(0.06, 0.3, 0.34, 0.2, 0.1)))
-    if fault in ("too_large", "too_small"):
+    if plan.version or shown != 1:
         count = max(4, count)
     apart = np.array([item.width_cm, item.depth_cm]) * size
     space = float(rng.uniform(0.25, 1.6)) * (70 if plan.surface == "floor" else 18)
     wall = apart[1] * 0.75 + space
-    if fault in ("clutter", "too_small"):  # room for many props, or for props larger than the product
-        wall += (60 if plan.surface == "floor" else 20) * (2 if fault == "too_small" else 1)
+    if fault == "clutter" or shown < 1:  # room for many props, or for props larger than the product
+        wall += (60 if plan.surface == "floor" else 20) * (2 if shown < 1 else 1)
     if fault == "into_wall":
         wall = -apart.max() * rng.uniform(0.3, 0.8) - (25 if plan.surface == "floor" else 6)
     return Scene(
@@ -227,7 +259,7 @@ def scene(seed: int, split: str, group: int, member: int) -> Scene:
         scale=factor,
         lift=float(0.2 + 0.28 * severity * rng.uniform(0.6, 1)) if fault == "floating" else 0.0,
         wall=float(wall),
-        props=_furnish(rng, plan, real, split, count, size, wall, fault == "clutter", factor),
+        props=_furnish(rng, plan, real, split, count, size, wall, fault == "clutter", shown),
         window=bool(rng.random() < 0.3),
         picture=bool(rng.random() < 0.4),
         rug=plan.surface == "floor" and bool(rng.random() < 0.3),
@@ -280,15 +312,15 @@ def _furnish(
     size: float,
     wall: float,
     dense: bool,
-    factor: float,
+    shown: float,
 ) -> tuple[Prop, ...]:
     """Places `count` props beside and behind the product; the first is the one the setting names.
 
-    `dense`: they may overlap. `factor`: of the product's size over the true one; if it is not 1, most of each prop must
-    lie within the image, and beside a product far too large they are the larger ones: they have to show it.
+    `dense`: they may overlap. `shown`: the product's size over that of an ordinary one; if it is not 1, most of each
+    prop must lie within the image, and next to a product shown large they are the larger ones, to show its size.
     """
-    stock, whole = furnishings(split, plan.surface), factor != 1
-    if factor > 1:
+    stock, whole = furnishings(split, plan.surface), shown != 1
+    if shown > 1:
         stock = tuple(sorted(stock, key=lambda i: i.width_cm * i.height_cm)[len(stock) // 2 :])
     named = next(i for i in catalogue() if i.name == real.prop)
     chosen = [named] + [stock[rng.integers(len(stock))] for _ in range(count - 1)] if count else []

@@ -16,6 +16,7 @@ PRAISE = (
     "Free Shipping", "New Arrival", "2026 Edition", "Best Seller", "Official Store", "Hot Sale", "Top Quality",
     "Limited Offer", "Gift Idea", "Easy Assembly",
 )  # fmt: skip
+VERSION_WORDS = {"miniature": ("miniature", "toy", "dollhouse"), "giant": ("giant", "oversized", "jumbo")}
 NOUNS = {"floor": "floor", "table": "table top"}
 PATTERN_WORDS = {
     "plain": "painted", "tiled": "tiled", "papered": "dotted", "panelled": "panelled", "striped": "striped",
@@ -29,7 +30,7 @@ def prompt(plan: Brief) -> str:
     what = plan.setting
     light = {"warm": "warm light", "soft": "soft light", "cool": "cool daylight"}[what.light]
     return (
-        f"product photo of a {plan.item.name} in a {what.style} room, {what.wall} {PATTERN_WORDS[what.pattern]} wall, "
+        f"product photo of a {plan.name} in a {what.style} room, {what.wall} {PATTERN_WORDS[what.pattern]} wall, "
         f"{what.floor} {NOUNS[plan.surface]}, {light}, next to a {what.prop}"
     )
 
@@ -44,7 +45,7 @@ def truths(scene: Scene) -> list[int]:
     said, shown = scene.brief.setting, scene.setting
     shown_items = {prop.item for prop in scene.props}
     parts = [
-        (f"product photo of a {scene.brief.item.name} in a {said.style} room", True),
+        (f"product photo of a {scene.brief.name} in a {said.style} room", True),
         (said.wall, said.wall == shown.wall),
         (PATTERN_WORDS[said.pattern], said.pattern == shown.pattern),
         ("wall", True),
@@ -62,12 +63,16 @@ def title(plan: Brief) -> str:
     rng = np.random.default_rng(plan.rng)
     item = plan.item
     width, depth, height = (max(1, round(v * plan.factor)) for v in (item.width_cm, item.depth_cm, item.height_cm))
-    size = "Large " if plan.factor > 1.2 else "Small " if plan.factor < 0.83 else ""
+    ordinary = plan.factor / plan.version_factor
+    size = "large " if ordinary > 1.2 else "small " if ordinary < 0.83 else ""
+    if plan.version:  # said by a word, by the measures, or by both
+        size = f"{rng.choice(VERSION_WORDS[plan.version])} " if rng.random() < 0.8 else ""
     colour = plan.dye or nearest_colour(plan.colour)
     noun = f"{size}{item.material} {item.name}" if rng.random() < 0.6 else f"{size}{item.name}"
     measure = f"{width}x{depth}x{height} cm"
     place = {"floor": "for the floor", "table": "for the table"}[plan.surface] if rng.random() < 0.3 else ""
-    parts = [measure if rng.random() < 0.9 else "", place.title(), colour.title() if colour in COLOURS else ""]
+    measures = measure if rng.random() < 0.9 or (plan.version and not size) else ""
+    parts = [measures, place.title(), colour.title() if colour in COLOURS else ""]
     middle = [p for p in parts if p]
     rng.shuffle(middle)
     noise = [str(word) for word in rng.choice(PRAISE, int(rng.integers(0, 3)), replace=False)]

@@ -18,7 +18,7 @@ from transformers import BertConfig, CLIPTextConfig, CLIPTokenizer, PreTrainedTo
 
 from src.data.batch import HEAT_MAPS, SCORES
 from src.data.showroom.rooms import COLOURS, MATERIALS, STYLES
-from src.data.showroom.text import BRANDS, NOUNS, PATTERN_WORDS, PRAISE
+from src.data.showroom.text import BRANDS, NOUNS, PATTERN_WORDS, PRAISE, VERSION_WORDS
 
 HERE = Path(__file__).parent
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -33,7 +33,8 @@ def texts() -> list[str]:
     """Everything that a showroom title can say."""
     with (HERE / "catalogue.csv").open(encoding="utf-8") as file:
         items = [f"{row['material']} {row['name']}" for row in csv.DictReader(file)]
-    return [*items, *BRANDS, *PRAISE, *COLOURS, "Large Small for the floor for the table 1x1x1 cm"]
+    versions = [word for words in VERSION_WORDS.values() for word in words]
+    return [*items, *versions, *BRANDS, *PRAISE, *COLOURS, "Large Small for the floor for the table 1x1x1 cm"]
 
 
 def vocabulary(texts: Iterable[str]) -> dict[str, int]:
@@ -75,7 +76,7 @@ def prompts() -> list[str]:
     with (HERE / "catalogue.csv").open(encoding="utf-8") as file:
         items = [row["name"] for row in csv.DictReader(file)]
     frame = "product photo of a in a room wall warm soft light cool daylight next to a , white background"
-    return [*items, *COLOURS, *MATERIALS, *STYLES, *PATTERN_WORDS.values(), *NOUNS.values(), frame]
+    return [*items, *VERSION_WORDS, *COLOURS, *MATERIALS, *STYLES, *PATTERN_WORDS.values(), *NOUNS.values(), frame]
 
 
 def prompt_tokenizer(texts: list[str]) -> CLIPTokenizer:
