@@ -4,6 +4,7 @@ import importlib
 import inspect
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args
 
@@ -59,6 +60,11 @@ def loadable(target: Target) -> Target:
     """Marks a function, or a class and its subclasses, as allowed in the configuration of a checkpoint."""
     target.loadable = True  # pyright: ignore[reportAttributeAccessIssue]
     return target
+
+
+def node(settings: Any) -> dict[str, Any]:
+    """The configuration that builds an object of a dataclass."""
+    return {"_target_": f"{type(settings).__module__}.{type(settings).__name__}", **asdict(settings)}
 
 
 def _kinds(annotation: Any) -> tuple[type, ...]:

@@ -59,9 +59,7 @@ def main(config: DictConfig) -> int:
         raise ValueError("generator=null: choose a generator.")
     device, out = torch_device(config.device), Path(config.out)
     precision = autocast(device, config.precision)
-    system = load(config.checkpoint)
-    if not isinstance(system, RAHFSystem):
-        raise ValueError(f"{config.checkpoint} holds {type(system).__name__}, not a RAHFSystem.")
+    system = load(config.checkpoint, RAHFSystem)
     threshold = system.thresholds["implausibility"] if config.threshold is None else config.threshold
     how = RepairSettings(threshold, config.dilation, config.candidates, config.seed)
     generator = build(config.generator).eval().requires_grad_(False)

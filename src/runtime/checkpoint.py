@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import OmegaConf
@@ -32,6 +32,7 @@ from src.runtime.system import System
 WEIGHTS, CONFIG, METRICS, CARD = "model.safetensors", "config.yaml", "metrics.json", "README.md"
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 SHOWN = 5  # keys named in an error
+Kind = TypeVar("Kind", bound=System)
 ROOT = Path(__file__).parents[2]
 
 
@@ -94,10 +95,11 @@ def round_weights(net: nn.Module, dtype: str) -> None:
 
 
 @loadable
-def load(folder: str | Path, device: str | torch.device = "cpu") -> System:
-    """The system of a checkpoint folder, in eval mode on `device`; the global random state does not change.
+def load(folder: str | Path, kind: type[Kind] = System) -> Kind:
+    """The system of a checkpoint folder, in eval mode on the CPU; the global random state does not change.
 
-    Raises ValueError naming the file if it is missing, truncated or unreadable, or the weights do not match.
+    Raises ValueError naming the file if it is missing, truncated or unreadable, the weights do not match, or the system
+    is not of the `kind`.
     """
     folder = located(folder)
     node = model_config(folder)
@@ -112,11 +114,11 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> System:
             system = build(node)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from error
-    if not isinstance(system, System):
-        raise ValueError(f"{folder / CONFIG}: {node['_target_']} is not a system.")
+    if not isinstance(system, kind):
+        raise ValueError(f"{folder} holds {type(system).__name__}, not {kind.__name__}.")
     if not system.own_layout:
         load_weights(system.net, folder)
-    return system.to(device).eval()
+    return system.eval()
 
 
 def model_config(folder: str | Path) -> dict[str, Any]:

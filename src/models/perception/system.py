@@ -261,9 +261,7 @@ def load_perception(name: str | Path, kind: str) -> Depth | Saliency:
         raise ValueError(f"perception {kind!r}: choose one of {', '.join(kinds)}")
     path = located(name)
     if (path / CONFIG).is_file():  # without its weights too: `load` says so
-        system = load(path)
-        if not isinstance(system, kinds[kind]):
-            raise ValueError(f"{path} holds {type(system).__name__}, not {kinds[kind].__name__} as asked for")
+        system = load(path, kinds[kind])
     elif kind == "depth" and (path.exists() or not path.parent.is_dir() or path.parent == Path()):
         system = Depth(pretrained=str(path))
     elif path.is_file():

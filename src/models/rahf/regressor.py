@@ -1,7 +1,7 @@
 """The paper's baseline without a prompt: a ResNet-50 for scores or heat maps (arXiv 2312.10240, section 5)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from src.build import node
 from src.data.batch import HEAT_MAPS, SCORES, Batch
 from src.models.augmentation import augmented
 from src.models.layers import ImageEncoder, ImageEncoderSettings, resize
@@ -87,6 +88,4 @@ class Regressor(FeedbackSystem):
         return Prediction(*(None if logits is None else logits.float().sigmoid() for logits in (maps, scores)))
 
     def assets(self, folder: Path) -> dict[str, Any]:
-        settings = replace(self.image_encoder, pretrained=False)
-        target = f"{type(settings).__module__}.{type(settings).__name__}"
-        return {"image_encoder": {"_target_": target, **asdict(settings)}}
+        return {"image_encoder": node(replace(self.image_encoder, pretrained=False))}

@@ -30,10 +30,7 @@ class RAHFReward(Reward):
         threshold: float | None = 0.5,
     ) -> None:
         super().__init__()
-        system = load(checkpoint)
-        if not isinstance(system, RAHFSystem):
-            raise ValueError(f"{checkpoint} holds {type(system).__name__}, not a RAHFSystem.")
-        self.rahf, self.weights = system, dict(weights or {"plausibility": 1.0})
+        self.rahf, self.weights = load(checkpoint, RAHFSystem), dict(weights or {"plausibility": 1.0})
         if unknown := sorted(self.weights.keys() - {*SCORES, *HEAT_MAPS}):
             raise ValueError(f"weights: no {unknown[0]}; choose from {', '.join((*SCORES, *HEAT_MAPS))}.")
         self.highest = sum(max(w, 0.0) if name in SCORES else max(-w, 0.0) for name, w in self.weights.items())

@@ -4,7 +4,7 @@ Liang et al., "Rich Human Feedback for Text-to-Image Generation", CVPR 2024, arX
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from src.build import node
 from src.data.batch import HEAT_MAPS, SCORES, Batch
 from src.models.augmentation import augmented
 from src.models.layers import ImageEncoderSettings, resize
@@ -131,11 +132,7 @@ class RAHFSystem(FeedbackSystem):
         """Writes tokenizer and configuration of the T5 to folder/text."""
         self.net.prompts.tokenizer.save_pretrained(folder / "text")
         self.net.t5.config.save_pretrained(folder / "text")
-        settings = {
-            "image_encoder": replace(self.image_encoder, pretrained=False),
-            "prompt_model": replace(self.prompt_model, name="./text", options=None, pretrained=False),
-        }
         return {
-            name: {"_target_": f"{type(value).__module__}.{type(value).__name__}", **asdict(value)}
-            for name, value in settings.items()
+            "image_encoder": node(replace(self.image_encoder, pretrained=False)),
+            "prompt_model": node(replace(self.prompt_model, name="./text", options=None, pretrained=False)),
         }

@@ -37,9 +37,7 @@ class RFNetReward(Reward):
         if maps not in MAPS:
             raise ValueError(f"maps={maps}: choose one of {', '.join(MAPS)}.")
         self.maps, self.threshold = maps, threshold
-        system = load(checkpoint)
-        if not isinstance(system, RFNetSystem):
-            raise ValueError(f"{checkpoint} contains {type(system).__name__}, not RFNetSystem.")
+        system = load(checkpoint, RFNetSystem)
         if "available" not in system.classes:
             raise ValueError(f"{checkpoint}: no class 'available' among {', '.join(system.classes)}.")
         self.rfnet = system

@@ -4,7 +4,7 @@ Du et al., "Towards Reliable Advertising Image Generation Using Human Feedback",
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
+from src.build import node
 from src.data.batch import CLASSES, Batch
 from src.figures.confusion import confusion_figure
 from src.metrics.availability import Availability
@@ -177,10 +178,7 @@ class RFNetSystem(System):
             self.net.title.tokenizer.save_pretrained(folder / "text")
             self.net.title.net.config.save_pretrained(folder / "text")
             encoders["text_encoder"] = replace(encoders["text_encoder"], name="./text", options=None)
-        return {
-            name: {"_target_": f"{type(encoder).__module__}.{type(encoder).__name__}", **asdict(encoder)}
-            for name, encoder in encoders.items()
-        }
+        return {name: node(encoder) for name, encoder in encoders.items()}
 
     def report(self, data: Any, folder: Path) -> list[Path]:
         """Draws ten test ads with predictions, `ads.png`, and the test split's confusion matrix, `confusion.png`."""

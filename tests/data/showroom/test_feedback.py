@@ -1,4 +1,4 @@
-"""Simulated feedback is as informative as its papers' data: who knows the scene predicts it, the class alone does not."""
+"""Simulated feedback is informative: an oracle of the scene predicts it, and the class alone does not."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch
 from src.data.batch import CLASSES, SCORES
 from src.data.showroom import feedback
 from src.data.showroom.scene import Scene, scene
-from src.data.showroom.text import truths, words
+from src.data.showroom.text import truths
 from src.data.showroom.world import group_of
 from src.metrics.correlation import srcc
 

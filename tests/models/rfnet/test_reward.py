@@ -65,7 +65,7 @@ def test_a_net_without_a_map_needs_no_net_for_it(tmp_path: Path, ads: tuple[Tens
 def test_what_is_no_rfnet_is_refused(folders: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="maps=drawn: choose one of computed, detached, batch"):
         RFNetReward(**folders, maps="drawn")
-    with pytest.raises(ValueError, match="depth contains Depth, not RFNetSystem"):
+    with pytest.raises(ValueError, match="depth holds Depth, not RFNetSystem"):
         RFNetReward(**folders | {"checkpoint": folders["depth"]})
     with pytest.raises(ValueError, match="holds Saliency"):
         RFNetReward(**folders | {"depth": folders["saliency"]})
