@@ -73,7 +73,7 @@ class RFNet(nn.Module):
         self.encoder_of: dict[str, str] = {}
         self.encoders = nn.ModuleDict()
         for name in self.images:
-            shared = "image" if settings[name] is image_encoder else "map"
+            shared = "picture" if settings[name] is image_encoder else "map"  # as in the shipped weights
             self.encoder_of[name] = encoder = name if separate_encoders else shared
             if encoder not in self.encoders:
                 self.encoders[encoder] = ImageEncoder(settings[name], width)
