@@ -21,7 +21,7 @@ ALLOWED = {
 }
 FILES = {"config": set(), "build": {"config"}}  # the files of src itself that are no commands
 # The packages of models whose code another package of models builds on; layers, augmentation, ... are for all.
-PACKAGES = {"rfft": {"generator"}, "rfnet": {"perception"}}
+PACKAGES = {"hps": {"clip"}, "rfft": {"generator"}, "rfnet": {"perception"}}
 
 
 def imported(file: Path) -> set[str]:

@@ -164,7 +164,7 @@ class AdData(L.LightningDataModule):
             )
         self._made = self._plan(frozenset(system.fields) - targets)
         read = (transform.fields for name, transform in self.transforms.items() if self._made[name])
-        self._sent = frozenset({"key"}).union(system.fields, targets, *read)
+        self._sent = frozenset({"key"}).union(system.fields, targets, system.optional & self.source.fields, *read)
 
     def _plan(self, fields: frozenset[str]) -> dict[str, frozenset[str]]:
         """What each transform has to make for a system that reads `fields`."""

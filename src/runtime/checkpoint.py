@@ -139,7 +139,12 @@ def model_config(folder: str | Path) -> dict[str, Any]:
 def load_weights(net: nn.Module, folder: str | Path) -> None:
     """Loads the weights of a checkpoint folder into `net`, cast to its types; all keys and shapes must match."""
     file = located(folder) / WEIGHTS
-    state, own = read_weights(file), _untied(net)
+    fill(net, read_weights(file), file)
+
+
+def fill(net: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
+    """Loads the state dict of a file into `net`, cast to its types; ValueError unless all keys and shapes match."""
+    own = _untied(net)
     problems = [
         f"{what} {', '.join(keys[:SHOWN])}{f' and {len(keys) - SHOWN} more' if len(keys) > SHOWN else ''}"
         for what, keys in (

@@ -21,6 +21,7 @@ class System(L.LightningModule, ABC):
 
     fields: frozenset[str]  # batch fields it reads
     targets: frozenset[str] = frozenset()  # fields it is trained or evaluated on, which the data set must provide
+    optional: frozenset[str] = frozenset()  # fields it also reads if the data set has them
     classes: tuple[str, ...] = ()  # names of its labels, which must equal those of the data set; empty: no labels
     monitor: tuple[str, str] | None = None  # metric that selects the best weights, and "min" or "max"
     card: Mapping[str, str] = {}  # texts of the model card by name (`src.runtime.card.ABOUT`)

@@ -4,10 +4,11 @@ Writes tokenizers and configurations, no weights. `src/data/showroom/text/`, for
 whole numbers up to 400 are words of their own ("49x61x118 cm" reads 49 x 61 x 118 cm), other unknown words fall apart
 into characters. `src/data/showroom/prompt/`, for prompts: CLIP's byte pairs, merged until every word of the showroom is
 one token, and a two-layer CLIP text model. `src/data/showroom/t5/`, for prompts with marked words: WordPiece and
-a small T5.
+a small T5. `src/data/showroom/clip/`, for prompts and images: WordPiece and a small CLIP in the layout of open_clip.
 """
 
 import csv
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,6 +28,7 @@ MARKS = "!\"#$%&'()*+,-./:;=?"
 LARGEST = 400
 MAX_TOKENS = 48  # of a title
 PROMPT_TOKENS = 40
+CLIP_TOKENS = 48
 
 
 def texts() -> list[str]:
@@ -89,7 +91,7 @@ def prompt_tokenizer(texts: list[str]) -> CLIPTokenizer:
     return bytes_only.train_new_from_iterator(texts, vocab_size=5000, show_progress=False)
 
 
-def t5_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+def word_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     """WordPiece of lower-case words, which `_0` may follow; T5's special tokens, </s> at the end."""
     special = ["<pad>", "</s>", "<unk>"]
     words = sorted({word for text in texts for word in re.findall(r"[^\W_]+", text.lower())})
@@ -105,9 +107,31 @@ def t5_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def main(folder: Path = HERE / "text", prompt_folder: Path = HERE / "prompt", t5_folder: Path = HERE / "t5") -> None:
+def clip_config(words: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """A CLIP of 2 million parameters: a ResNet with attention pooling, and a transformer over the words of a prompt."""
+    vision = {"layers": [1, 2, 2, 1], "width": 16, "head_width": 64, "image_size": 128}
+    text = {
+        "context_length": CLIP_TOKENS,
+        "vocab_size": -(-len(words) // 8) * 8,
+        "hf_tokenizer_name": "showroom",  # any name: that of the folder itself is read
+        "width": 128,
+        "heads": 4,
+        "layers": 3,
+        "pool_type": "eos",
+        "eos_id": words.eos_token_id,
+        "pad_id": words.pad_token_id,
+    }
+    return {
+        "model_cfg": {"embed_dim": 128, "vision_cfg": vision, "text_cfg": text},
+        "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "resize_mode": "shortest"},
+    }
+
+
+def main(folder: Path = HERE) -> None:
+    """Writes folder/text, prompt, t5 and clip."""
+    text_folder, prompt_folder, t5_folder, clip_folder = (folder / name for name in ("text", "prompt", "t5", "clip"))
     words = tokenizer(texts())
-    words.save_pretrained(folder)
+    words.save_pretrained(text_folder)
     BertConfig(
         vocab_size=-(-len(words) // 8) * 8,
         hidden_size=96,
@@ -118,8 +142,8 @@ def main(folder: Path = HERE / "text", prompt_folder: Path = HERE / "prompt", t5
         type_vocab_size=1,
         hidden_dropout_prob=0.1,
         attention_probs_dropout_prob=0.1,
-    ).save_pretrained(folder)
-    print(f"wrote {folder}: {len(words)} tokens")
+    ).save_pretrained(text_folder)
+    print(f"wrote {text_folder}: {len(words)} tokens")
     pairs: Any = prompt_tokenizer(prompts())
     pairs.save_pretrained(prompt_folder)
     CLIPTextConfig(
@@ -134,7 +158,7 @@ def main(folder: Path = HERE / "text", prompt_folder: Path = HERE / "prompt", t5
         pad_token_id=pairs.pad_token_id,
     ).save_pretrained(prompt_folder)
     print(f"wrote {prompt_folder}: {len(pairs)} tokens")
-    marked: Any = t5_tokenizer([*prompts(), *HEAT_MAPS, *SCORES, "heatmap score"])
+    marked: Any = word_tokenizer([*prompts(), *HEAT_MAPS, *SCORES, "heatmap score"])
     marked.save_pretrained(t5_folder)
     T5Config(
         vocab_size=-(-len(marked) // 8) * 8,
@@ -149,6 +173,12 @@ def main(folder: Path = HERE / "text", prompt_folder: Path = HERE / "prompt", t5
         eos_token_id=marked.eos_token_id,
     ).save_pretrained(t5_folder)
     print(f"wrote {t5_folder}: {len(marked)} tokens")
+    plain = word_tokenizer(prompts())
+    plain.save_pretrained(clip_folder)
+    (clip_folder / "open_clip_config.json").write_text(
+        json.dumps(clip_config(plain), indent=2) + "\n", encoding="utf-8"
+    )
+    print(f"wrote {clip_folder}: {len(plain)} tokens")
 
 
 if __name__ == "__main__":
