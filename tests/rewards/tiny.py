@@ -1,5 +1,7 @@
 """Tiny fresh nets: a function named after a reward's YAML makes them in a folder and gives the arguments to set."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,16 @@ RAHF = {
         "map_convs": [16], "map_deconvs": [16, 16], "score_convs": [16], "score_dense": [16],
     },
 }  # fmt: skip
+CLIP = {  # open_clip's layout: 3 blocks in each tower, 32 px
+    "model_cfg": {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 3},
+        "text_cfg": {
+            "context_length": 24, "vocab_size": 320, "hf_tokenizer_name": "tiny", "width": 32, "heads": 2, "layers": 3,
+            "pool_type": "eos", "eos_id": 1,
+        },
+    },
+}  # fmt: skip
 
 
 def checkpoint(folder: Path, model: dict[str, Any], seed: int = 0) -> str:
@@ -68,6 +80,29 @@ def rfnet(folder: Path, **changes: Any) -> dict[str, Any]:
 
 def rahf(folder: Path) -> dict[str, Any]:
     return {"checkpoint": checkpoint(folder / "rahf", RAHF)}
+
+
+def clip_folder(folder: Path, vision: dict[str, Any] | None = None) -> str:
+    """A folder in open_clip's layout with a tiny configuration and the showroom's tokenizer, without weights."""
+    shutil.copytree("src/data/showroom/clip", folder)
+    model = {**CLIP["model_cfg"], "vision_cfg": vision or CLIP["model_cfg"]["vision_cfg"]}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
+    return str(folder)
+
+
+def on_clip(folder: Path, target: str, **arguments: Any) -> dict[str, Any]:
+    """The node of a system on a tiny CLIP, whose configuration is written to the folder."""
+    backbone = {"_target_": "src.models.clip.net.ClipSettings", "name": clip_folder(folder)}
+    return {"_target_": f"src.models.{target}", "backbone": backbone, **arguments}
+
+
+def clip(folder: Path) -> dict[str, str]:
+    made = checkpoint(folder / "clip", on_clip(folder / "config", "clip.system.ClipSystem"))
+    return {"name": made, "weights": made}
+
+
+def hps(folder: Path) -> dict[str, str]:
+    return {"checkpoint": checkpoint(folder / "hps", on_clip(folder / "config", "hps.system.HPSSystem"))}
 
 
 def mix(folder: Path) -> dict[str, Any]:

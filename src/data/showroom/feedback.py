@@ -7,6 +7,7 @@ from src.data.showroom.scene import Scene
 from src.data.showroom.text import truths
 
 RATERS = 3
+SHARPNESS = 8  # of choices: chances are the softmax of so many times the utilities
 DISC = 1 / 20  # radius of a marked point over the image's height (Rich Human Feedback, section 3)
 WORST = {
     "available": 0.0, "space_mismatch": 0.75, "size_mismatch": 0.6, "indistinctiveness": 0.3,
@@ -67,7 +68,7 @@ def aligned_words(scene: Scene, rng: np.random.Generator) -> list[int]:
 
 def ranking(utilities: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The ranks from 1 that a person gives a group: by utility under Gumbel noise, as in Plackett and Luce's model."""
-    order = np.argsort(-(8 * utilities + rng.gumbel(size=len(utilities))), kind="stable")
+    order = np.argsort(-(SHARPNESS * utilities + rng.gumbel(size=len(utilities))), kind="stable")
     return np.argsort(order) + 1
 
 

@@ -88,6 +88,11 @@ class ShowroomSplit(Split):
         group, member, _ = group_of(index)
         return scene(self.seed, self.name, group, member)
 
+    def utilities(self, group: int, size: int) -> np.ndarray:
+        """The overall quality of each image of a group, (size,), which decides the choices but for chance."""
+        tries = [scene(self.seed, self.name, group, member) for member in range(size)]
+        return np.array([feedback.qualities(s, CLASSES[s.label])[3] for s in tries])
+
     def __getitem__(self, index: int) -> Record:
         written, images = self._cached(self.folder, index) if self.folder else self._made(index)
         record: Record = written | images
@@ -104,8 +109,7 @@ class ShowroomSplit(Split):
         painted = paint(what, self.size)
         flaw = painted.pop("flaw")[0] > 100
         rng = np.random.default_rng((self.seed, SPLITS.index(self.name), index, 77))
-        tries = [scene(self.seed, self.name, group, i) for i in range(size)]
-        liked = np.array([feedback.qualities(s, CLASSES[s.label])[3] for s in tries])
+        liked = self.utilities(group, size)
         ranks = feedback.ranking(liked, np.random.default_rng((self.seed, SPLITS.index(self.name), group, 78)))
         written = {
             "key": f"{self.name}-{index:07d}",
@@ -158,7 +162,7 @@ def _fingerprint() -> str:
     """Eight characters that change whenever the world's code or sprites do, so that no stale cache is read."""
     here = Path(__file__).parent
     digest = hashlib.sha256(repr((CLASSES, SPLITS)).encode())
-    others = ("render_sprites", "figure", "tokenizer")
+    others = ("render_sprites", "figure", "tokenizer", "ceiling")
     drawing = [path for path in sorted(here.glob("*.py")) if path.stem not in others]
     drawing += [here / "catalogue.csv"]
     for path in [*drawing, *sorted(here.glob("sprites/*.webp")), *sorted(here.glob("sprites/*.json"))]:

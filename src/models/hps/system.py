@@ -106,8 +106,8 @@ class HPSSystem(OnClip):
         if loss >= STUCK * chance:
             warnings.warn(
                 f"step {self.global_step}: the mean loss of the last {self.patience} batches, {loss:.4f}, is no better "
-                f"than that of equal values, {chance:.4f} (log n): nothing is learnt. Try another model.lr, more layers "
-                "or another backbone, and check that images and chosen belong together.",
+                f"than that of equal values, {chance:.4f} (log n): nothing is learnt. Try another model.lr, more "
+                "layers or another backbone, and check that images and chosen belong together.",
                 stacklevel=2,
             )
 
