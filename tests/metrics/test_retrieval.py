@@ -15,4 +15,7 @@ def test_a_text_of_several_images_counts_once():
     metric = Retrieval()
     metric.update(images[:2], images[:2], numbers[:2])
     metric.update(images[2:], images[2:], numbers[2:])
-    assert {name: value.item() for name, value in metric.compute().items()} == {"retrieval_at_1": 1, "retrieval_at_10": 1}
+    assert {name: value.item() for name, value in metric.compute().items()} == {
+        "retrieval_at_1": 1,
+        "retrieval_at_10": 1,
+    }

@@ -19,7 +19,7 @@ from src.models.clip.net import Clip, ClipSettings
 from src.models.clip.system import OnClip
 from src.models.hps.freezing import freeze_first, keep_frozen_in_eval_mode
 from src.models.hps.judges import BASELINES, Judge, comparison, preferred
-from src.models.hps.loss import group_loss
+from src.models.hps.loss import GroupLoss, group_loss
 from src.runtime.finite import require_finite
 
 STUCK = 0.98  # of the loss of equal values
@@ -71,6 +71,7 @@ class HPSSystem(OnClip):
     ) -> None:
         super().__init__(backbone)
         freeze_first(self.net, image_layers, text_layers)
+        keep_frozen_in_eval_mode(self.net)  # Lightning trains in the modes that it finds
         self.baseline, self.tie_threshold, self.patience = baseline, tie_threshold, patience
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
         self.flip, self.colour, self.crop = flip, colour, crop
@@ -89,9 +90,12 @@ class HPSSystem(OnClip):
         """exp(logit_scale) * cos(image, prompt), float32 (batch,)."""
         return self.clip.scale * self.clip(batch["image"], batch["prompt"])
 
+    def loss(self, logits: Tensor, batch: Batch) -> GroupLoss:
+        return group_loss(logits, batch["group"], batch["chosen"], batch.get("weight"))
+
     def training_step(self, batch: Batch) -> Tensor:
         batch = augmented(batch, self.flip, self.colour, self.crop)
-        loss, chance = group_loss(self.logits(batch), batch["group"], batch["chosen"], batch.get("weight"))
+        loss, chance = self.loss(self.logits(batch), batch)
         self._watch(torch.stack([loss.detach(), chance]))
         named = {"train/loss": loss, "train/chance": chance, "train/scale": self.clip.scale}
         self.log_dict(named, prog_bar=True, batch_size=len(batch["group"]))
@@ -117,7 +121,7 @@ class HPSSystem(OnClip):
             values |= self._baselines(batch)
         for name, value in values.items():
             self.judges[split][name].update(value, batch["group"], preferred(batch))  # pyright: ignore
-        found = group_loss(values["hps"], batch["group"], batch["chosen"], batch.get("weight"))._asdict()
+        found = self.loss(values["hps"], batch)._asdict()
         self.log_dict({f"{split}/{name}": value for name, value in found.items()}, batch_size=len(batch["group"]))
 
     def _baselines(self, batch: Batch) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -53,7 +54,7 @@ def test_preprocessing_agrees_with_pil_to_a_grey_level(folder, size, resize, fit
 @pytest.mark.parametrize("size", [(300, 200), (97, 131)])
 def test_cropping_agrees_with_open_clips_own_transform(clip, size):
     image, tensor = picture(*size)
-    transform: Any = open_clip.image_transform_v2(open_clip.PreprocessCfg(size=32), is_train=False)
+    transform: Any = image_transform_v2(PreprocessCfg(size=32), is_train=False)
     torch.testing.assert_close(clip.preprocess(tensor)[0], transform(image), atol=0.04, rtol=0)
 
 
@@ -90,7 +91,9 @@ def test_the_cosine_is_that_of_open_clip(clip, folder):
 def test_a_relative_folder_is_found_from_anywhere_without_the_hub(tmp_path):
     code = f"from src.models.clip.net import Clip, ClipSettings as S; print(Clip(S('{SHIPPED}')).tokenizer(['oak'])[0, :3])"
     env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    made = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    made = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    )
     assert "1," in made.stdout
     assert not made.stderr, "nothing is logged about random weights"
 
@@ -98,7 +101,9 @@ def test_a_relative_folder_is_found_from_anywhere_without_the_hub(tmp_path):
 def test_the_showrooms_clip_is_small_and_knows_every_word():
     clip = Clip(ClipSettings(SHIPPED))
     assert sum(weight.numel() for weight in clip.parameters()) <= 2.5e6
-    ids = clip.tokenizer(["product photo of a piano bench in a minimalist room, white painted wall, bleached wood floor"])
+    ids = clip.tokenizer(
+        ["product photo of a piano bench in a minimalist room, white painted wall, bleached wood floor"]
+    )
     assert clip.tokenizer.tokenizer.unk_token_id not in ids
     assert (ids != 0).sum() == 18 + 1, "16 words, 2 commas and the end"
 
