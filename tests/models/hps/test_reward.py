@@ -10,7 +10,12 @@ from src.models.clip.net import ClipSettings
 from src.models.clip.reward import ClipReward
 from src.models.hps import reward as module
 from src.models.hps.reward import PUBLISHED, HPSReward
+from src.models.rfft.regularizers import NoRegularizer
+from src.models.rfft.steps import LateRandom
+from src.models.rfft.system import RFFT
 from src.rewards.base import Reward
+from tests.diffusion import tiny as painters
+from tests.models.stepping import one_step
 from tests.rewards import tiny
 
 
@@ -38,6 +43,16 @@ def test_no_graph_without_gradient(reward):
     with torch.no_grad():
         assert reward(image.requires_grad_(), {"prompt": ["chair"]}).value.grad_fn is None
     assert reward(image, {"prompt": ["chair"]}).value.grad_fn is not None
+
+
+def test_it_drives_rfft(reward):
+    system = RFFT(painters.generator(), reward, NoRegularizer(), LateRandom(1 / 3), rank=2, trainable="unet")
+    before = {name: weight.clone() for name, weight in reward.named_parameters()}
+    step = one_step(system, painters.ads(2))
+    assert step.gradients
+    assert all(gradient.isfinite().all() for gradient in step.gradients.values())
+    assert any(gradient.abs().max() > 0 for gradient in step.gradients.values())
+    assert all(torch.equal(weight, before[name]) for name, weight in reward.named_parameters())
 
 
 def test_published_versions_are_preprocessed_as_released(monkeypatch, tmp_path: Path):
