@@ -22,7 +22,7 @@ from src.models.hps.judges import BASELINES, Judge, comparison, preferred
 from src.models.hps.loss import GroupLoss, group_loss
 from src.runtime.finite import require_finite
 
-STUCK = 0.98  # of the loss of equal values
+STUCK = 0.99  # of the loss of equal values; the median tolerates a bad start
 
 
 class HPSSystem(OnClip):
@@ -105,13 +105,14 @@ class HPSSystem(OnClip):
         self._recent.append(losses)
         if len(self._recent) < self.patience:
             return
-        loss, chance = torch.stack(self._recent).mean(dim=0).tolist()
+        losses = torch.stack(self._recent)
         self._recent.clear()
-        if loss >= STUCK * chance:
+        ratio, chance = (losses[:, 0] / losses[:, 1]).nanmedian().item(), losses[:, 1].mean().item()
+        if ratio >= STUCK:
             warnings.warn(
-                f"step {self.global_step}: the mean loss of the last {self.patience} batches, {loss:.4f}, is no better "
-                f"than that of equal values, {chance:.4f} (log n): nothing is learnt. Try another model.lr, more "
-                "layers or another backbone, and check that images and chosen belong together.",
+                f"step {self.global_step}: the median loss of the last {self.patience} batches is {ratio:.3f} of that "
+                f"of equal values, {chance:.4f} (log n): nothing is learnt. Try another model.lr, more layers or another "
+                "backbone, and check that images and chosen belong together.",
                 stacklevel=2,
             )
 

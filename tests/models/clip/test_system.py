@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -77,12 +78,13 @@ def test_the_checkpoint_is_self_contained_and_open_clip_reads_it(trained, tmp_pa
     save(folder, system, node, {}, dict.fromkeys(ABOUT, "a test"))
     moved = folder.rename(tmp_path / "moved")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    other, theirs = load(moved), open_clip.create_model(f"local-dir:{moved}").eval()
+    other: Any = load(moved)
+    theirs: Any = open_clip.create_model(f"local-dir:{moved}").eval()
     images, prompts = torch.rand(2, 3, 32, 32), ["red wall", "white wall"]
     tokens = open_clip.get_tokenizer(f"local-dir:{moved}")(prompts)
     with torch.no_grad():
         found = system.clip(images, prompts)
-        assert torch.equal(other.clip(images, prompts), found)  # pyright: ignore
+        assert torch.equal(other.clip(images, prompts), found)
         both = theirs.encode_image(system.clip.preprocess(images), normalize=True), theirs.encode_text(tokens, True)
         torch.testing.assert_close((both[0] * both[1]).sum(dim=-1), found)
 

@@ -104,7 +104,7 @@ def test_a_handful_of_groups_is_overfitted_to_loss_0(node):
 def test_a_loss_that_stays_at_log_n_is_warned_of(node):
     batch = batch_of()
     batch["image"][:] = 0.5  # nothing tells the images apart
-    with pytest.warns(UserWarning, match=r"step 9: .* last 10 batches, 0\.\d+, is no better .* \(log n\)"):
+    with pytest.warns(UserWarning, match=r"step 9: .* last 10 batches is 1\.000 of .*, 0\.\d+ \(log n\)"):
         L.Trainer(**QUIET, max_steps=12, limit_val_batches=0).fit(
             build({**node, "patience": 10}), batches(*[batch] * 12)
         )
