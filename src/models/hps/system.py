@@ -111,8 +111,8 @@ class HPSSystem(OnClip):
         if ratio >= STUCK:
             warnings.warn(
                 f"step {self.global_step}: the median loss of the last {self.patience} batches is {ratio:.3f} of that "
-                f"of equal values, {chance:.4f} (log n): nothing is learnt. Try another model.lr, more layers or another "
-                "backbone, and check that images and chosen belong together.",
+                f"of equal values, {chance:.4f} (log n): nothing is learnt. Try another model.lr, more layers or "
+                "another backbone, and check that images and chosen belong together.",
                 stacklevel=2,
             )
 
@@ -129,8 +129,12 @@ class HPSSystem(OnClip):
         values = dict(zip(SCORES, batch["scores"].T, strict=True)) if "scores" in batch else {}
         values = {name: value for name, value in values.items() if name in BASELINES}
         if self.baseline and not self._start:
-            with torch.random.fork_rng(devices=[]):
-                self._start.append(Clip(self.baseline).to(self.device).eval())
+            try:
+                with torch.random.fork_rng(devices=[]):
+                    self._start.append(Clip(self.baseline).to(self.device).eval())
+            except ValueError as error:  # a checkpoint folder was moved without it
+                warnings.warn(f"no comparison with CLIP: {error}", stacklevel=2)
+                self.baseline = None
         for clip in self._start:
             values["clip"] = clip.to(self.device)(batch["image"], batch["prompt"])
         return values

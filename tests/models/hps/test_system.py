@@ -178,6 +178,15 @@ def test_non_finite_values_are_an_error_with_keys(trained):
         trained[0].evaluation_step(batch, "val")
 
 
+def test_a_baseline_that_is_gone_is_left_out(node):
+    system = build({**node, "baseline": {**node["backbone"], "weights": "nowhere/clip.safetensors"}})
+    data = AdData(Choices(), batch_size=16, num_workers=0)
+    with pytest.warns(UserWarning, match="no comparison with CLIP: There is no checkpoint folder nowhere"):
+        (metrics,) = L.Trainer(**QUIET).test(system, data, verbose=False)
+    assert "test/clip_accuracy" not in metrics
+    assert "CLIP" not in system.tables(metrics)
+
+
 def test_fields_that_only_some_data_have(node):
     class Bare(Choices):
         fields = frozenset({"key", "image", "prompt", "group", "chosen"})
