@@ -41,15 +41,20 @@ def preferred(batch: Batch) -> Tensor:
     return -batch["rank"] if "rank" in batch else batch["chosen"]
 
 
-def comparison(metrics: Mapping[str, float]) -> str:
-    """The metrics of a split by name, without the name of the split, as a table of HPS, its baselines and chance."""
+def comparison(measured: Mapping[str, Mapping[str, float]]) -> str:
+    """Metrics of a split by the folders of HPS, without the split's name: a table of these, of baselines and chance."""
+    metrics = next(iter(measured.values()))  # baselines and chance are the same for all
     sizes = sorted(int(name.rpartition("_")[2]) for name in metrics if name.startswith("accuracy_of_"))
     named = {"accuracy": "accuracy", **{f"accuracy_of_{size}": f"of {size}" for size in sizes}, **COLUMNS}
     named = {name: title for name, title in named.items() if name in metrics}
-    judges = {"": "HPS", **{f"{name}_": title for name, title in BASELINES.items() if f"{name}_accuracy" in metrics}}
-    rows = [[title, *(metrics.get(prefix + name) for name in named)] for prefix, title in judges.items()]
+    rows: list[list[str | float | None]] = [
+        [folder if len(measured) > 1 else "HPS", *(own.get(name) for name in named)] for folder, own in measured.items()
+    ]
+    for prefix, title in BASELINES.items():
+        if f"{prefix}_accuracy" in metrics:
+            rows.append([title, *(metrics.get(f"{prefix}_{name}") for name in named)])
     by_chance = {"pairwise_accuracy": 0.5, "spearman": 0.0, "kendall": 0.0}
     rows.append(["random", *(metrics.get(f"random_{name}", by_chance.get(name)) for name in named)])
     count = f"({metrics['num_groups']:.0f} groups with a choice, {metrics['num_undecided']:.0f} without)"
-    losses = f"loss  {metrics['loss']:.4f}, of equal values {metrics['chance']:.4f}"
-    return f"{columns(['', *named.values()], rows)}\n{count}\n\n{losses}"
+    losses = ", ".join(f"{own['loss']:.4f}" for own in measured.values())
+    return f"{columns(['', *named.values()], rows)}\n{count}\n\nloss  {losses}, of equal values {metrics['chance']:.4f}"

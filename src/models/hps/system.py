@@ -159,8 +159,12 @@ class HPSSystem(OnClip):
         if len((rows := judge.pairs())[0]):
             self.tie_threshold, _ = tuned_threshold(*rows)
 
-    def tables(self, metrics: Mapping[str, float]) -> str:
-        return comparison({name.partition("/")[2]: value for name, value in metrics.items()})
+    def tables(self, measured: Mapping[str, Mapping[str, float]]) -> str:
+        plain = {
+            folder: {name.partition("/")[2]: value for name, value in metrics.items()}
+            for folder, metrics in measured.items()
+        }
+        return comparison(plain)
 
     def assets(self, folder: Path) -> dict[str, Any]:
         return {**super().assets(folder), "tie_threshold": self.tie_threshold}

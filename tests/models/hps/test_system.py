@@ -130,11 +130,11 @@ def test_baselines_are_in_the_table(trained):
     assert metrics["test/aesthetics_accuracy"] == 1, "brightness decides"
     assert metrics["test/overall_pairwise_accuracy"] == 0.5, "always the same"
     assert metrics["test/clip_accuracy"] < metrics["test/accuracy"]
-    lines = {line.split("  ")[0]: line.split() for line in system.tables(metrics).splitlines() if line}
+    lines = {line.split("  ")[0]: line.split() for line in system.tables({"hps": metrics}).splitlines() if line}
     assert lines["HPS"][1] == f"{metrics['test/accuracy']:.4f}"
     assert lines["CLIP"][1] == f"{metrics['test/clip_accuracy']:.4f}"
     assert lines["random"][2:5] == ["0.5000", "0.3333", "0.2500"]
-    assert "(18 groups with a choice, 6 without)" in system.tables(metrics)
+    assert "(18 groups with a choice, 6 without)" in system.tables({"hps": metrics})
 
 
 def test_checkpoint_and_reward(trained, node, tmp_path: Path):
@@ -184,7 +184,7 @@ def test_a_baseline_that_is_gone_is_left_out(node):
     with pytest.warns(UserWarning, match="no comparison with CLIP: There is no checkpoint folder nowhere"):
         (metrics,) = L.Trainer(**QUIET).test(system, data, verbose=False)
     assert "test/clip_accuracy" not in metrics
-    assert "CLIP" not in system.tables(metrics)
+    assert "CLIP" not in system.tables({"hps": metrics})
 
 
 def test_fields_that_only_some_data_have(node):
