@@ -1,7 +1,7 @@
 """Training of a CLIP on images and their prompts, and what all systems on a CLIP share."""
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from src.build import node
 from src.data.batch import Batch
 from src.data.splits import stamp
 from src.metrics.retrieval import Retrieval
@@ -38,8 +39,7 @@ class OnClip(System):
     def assets(self, folder: Path) -> dict[str, Any]:
         """Writes configuration and tokenizer of the CLIP."""
         self.clip.save_config(folder)
-        settings = replace(self.backbone, name="./", weights=None, resize=None)
-        return {"backbone": {"_target_": f"{ClipSettings.__module__}.{ClipSettings.__name__}", **asdict(settings)}}
+        return {"backbone": node(replace(self.backbone, name="./", weights=None, resize=None))}
 
 
 class ClipSystem(OnClip):

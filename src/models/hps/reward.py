@@ -31,6 +31,7 @@ class HPSReward(Reward):
         weights: file of the published weights, such as hpc.pt of v1, which is on OneDrive only; None: v2 and v2.1 are
             downloaded once from the hub.
         resize: see `ClipSettings`; None: as the checkpoint, or as released; v1 was trained with "longest".
+        threshold: from which `src.generate` accepts an image; none by default, as values depend on the prompt.
 
     Raises ValueError if there are no such weights, or they do not match.
     """
@@ -39,9 +40,14 @@ class HPSReward(Reward):
     highest = 100.0
 
     def __init__(
-        self, checkpoint: str | Path = "checkpoints/hps", weights: str | None = None, resize: str | None = None
+        self,
+        checkpoint: str | Path = "checkpoints/hps",
+        weights: str | None = None,
+        resize: str | None = None,
+        threshold: float | None = None,
     ) -> None:
         super().__init__()
+        self.threshold = threshold
         self.clip = _published(str(checkpoint), weights) if checkpoint in PUBLISHED else _own(checkpoint, weights)
         self.clip.resize = resize or self.clip.resize
         self.freeze()
@@ -53,10 +59,7 @@ class HPSReward(Reward):
 def _own(checkpoint: str | Path, weights: str | None) -> Clip:
     if weights:
         raise ValueError(f"weights={weights} are for the published {', '.join(PUBLISHED)}, not for {checkpoint}.")
-    system = load(checkpoint)
-    if not isinstance(system, HPSSystem):
-        raise ValueError(f"{checkpoint} holds {type(system).__name__}, not an HPSSystem.")
-    return system.clip
+    return load(checkpoint, HPSSystem).clip
 
 
 def _published(version: str, weights: str | None) -> Clip:

@@ -76,5 +76,5 @@ def test_what_cannot_be_loaded_is_told(tmp_path):
         HPSReward(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"weights=x.pt are for the published v1, v2, v2.1, not for checkpoints/hps"):
         HPSReward(weights="x.pt")
-    with pytest.raises(ValueError, match="ClipSystem, not an HPSSystem"):
+    with pytest.raises(ValueError, match="ClipSystem, not HPSSystem"):
         HPSReward(tiny.clip(tmp_path)["name"])
