@@ -342,7 +342,7 @@ def test_a_damaged_test_image_ends_the_run_unless_it_is_verified(root):
         ({"size": 0}, "size=0 must be at least 1 px"),
         ({"val": 1.0}, r"val=1\.0 in \[0, 1\)"),
         ({"files": {"dev": "preference_train.json"}}, "files=dev: choose from train, val, test"),
-        ({"files": {"train": "no.json"}}, r"no\.json: there is no such"),
+        ({"files": {"train": "no.json"}}, r"no\.json: no such folder"),
         ({"files": {"train": "torn.json"}}, r"torn\.json: no JSON \(.*line 1"),
         ({"files": {"train": "object.json"}}, r"object\.json: not a list of objects"),
         ({"files": {"train": "preference_train.json"}, "format": "pickapic"}, r"train\.json: no parquet file"),

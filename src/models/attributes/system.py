@@ -1,12 +1,14 @@
 """A classifier of room attributes, to measure how well images follow their prompts."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from src.build import node
 from src.data.batch import PADDING, Batch
 from src.models.layers import ImageEncoder, ImageEncoderSettings
 from src.runtime.finite import require_finite
@@ -75,7 +77,7 @@ class AttributeReader(System):
         super().__init__()
         self.attributes = {name: (tuple(a["ends"]), tuple(a["values"])) for name, a in attributes.items()}
         sizes = {name: len(values) for name, (_, values) in self.attributes.items()}
-        self.net = AttributeNet(sizes, image_encoder, width)
+        self.net, self.image_encoder = AttributeNet(sizes, image_encoder, width), image_encoder
         self.flip, self.lr, self.weight_decay, self.warmup = flip, lr, weight_decay, warmup
         self.register_buffer("counts", torch.zeros(len(self.attributes), 2, dtype=torch.long), persistent=False)
 
@@ -84,6 +86,9 @@ class AttributeReader(System):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Logits (batch, values) by attribute."""
         return self.net(images)
+
+    def assets(self, folder: Path) -> dict[str, Any]:
+        return {"image_encoder": node(self.image_encoder.saved())}
 
     def labels(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Labels (batch,) by attribute; -100 if the prompt does not name the attribute."""

@@ -1,7 +1,6 @@
 """The paper's baseline without a prompt: a ResNet-50 for scores or heat maps (arXiv 2312.10240, section 5)."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -88,4 +87,4 @@ class Regressor(FeedbackSystem):
         return Prediction(*(None if logits is None else logits.float().sigmoid() for logits in (maps, scores)))
 
     def assets(self, folder: Path) -> dict[str, Any]:
-        return {"image_encoder": node(replace(self.image_encoder, pretrained=False))}
+        return {"image_encoder": node(self.image_encoder.saved())}

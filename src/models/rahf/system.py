@@ -133,6 +133,6 @@ class RAHFSystem(FeedbackSystem):
         self.net.prompts.tokenizer.save_pretrained(folder / "text")
         self.net.t5.config.save_pretrained(folder / "text")
         return {
-            "image_encoder": node(replace(self.image_encoder, pretrained=False)),
+            "image_encoder": node(self.image_encoder.saved()),
             "prompt_model": node(replace(self.prompt_model, name="./text", options=None, pretrained=False)),
         }

@@ -173,7 +173,11 @@ class RFNetSystem(System):
 
     def assets(self, folder: Path) -> dict[str, Any]:
         """Writes the tokenizer and the text encoder's configuration to folder/text."""
-        encoders = {name: replace(e, pretrained=False) for name, e in self.encoders.items() if e is not None}
+        encoders: dict[str, Any] = {
+            name: e.saved() if isinstance(e, ImageEncoderSettings) else replace(e, pretrained=False)
+            for name, e in self.encoders.items()
+            if e is not None
+        }
         if "title" in self.net.inputs:
             self.net.title.tokenizer.save_pretrained(folder / "text")
             self.net.title.net.config.save_pretrained(folder / "text")

@@ -520,7 +520,7 @@ def test_a_run_logs_reward_parts_penalty_and_gradients_and_shows_its_pictures(tm
         (logged,) = events.Scalars(tag)
         assert (logged.step, logged.value) == (0, pytest.approx(float(true), rel=1e-3))
     assert {"val/reward", "val/dissimilarity"} < {*events.Tags()["scalars"]}
-    (shown,) = events.Images("val/figures")
+    (shown,) = events.Images("val/images")
     assert (shown.step, shown.width, shown.height) == (1, 2 * tiny.SIZE, tiny.SIZE)
 
 
