@@ -331,7 +331,9 @@ def test_splits_without_records_are_passed_over(tmp_path, monkeypatch):
 def test_resuming_with_another_configuration_is_refused_by_key(tmp_path):
     old = configuration(tmp_path, False, data={"num_workers": 2, "source": {"size": 64}})
     OmegaConf.save(old, tmp_path / "config.yaml")
-    with pytest.raises(ValueError, match=r"other settings \(data\.source\.size \(64 -> 32\), seed \(3 -> 4\)\)") as error:
+    with pytest.raises(
+        ValueError, match=r"other settings \(data\.source\.size \(64 -> 32\), seed \(3 -> 4\)\)"
+    ) as error:
         train(tmp_path, True, data={"num_workers": 0, "source": {"size": 32}}, seed=4)
     assert "num_workers" not in str(error.value)  # may change: the result does not depend on it
 

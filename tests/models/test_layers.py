@@ -42,12 +42,12 @@ def test_an_encoder_starts_from_the_weights_of_another_systems_checkpoint(tmp_pa
     save(tmp_path / "second", build(node), node, {}, dict.fromkeys(ABOUT, "a test"))
     (tmp_path / "first/model.safetensors").unlink()
     found: Any = load(tmp_path / "second")  # which does not need the first
-    assert torch.equal(found.net.encoder.net.state_dict()["conv1.weight"], weights["conv1.weight"])
+    assert all(torch.equal(value, weights[key]) for key, value in found.net.encoder.net.state_dict().items())
 
 
 def test_a_checkpoint_without_such_an_encoder_is_refused(tmp_path):
     shipped(tmp_path)
     with pytest.raises(ValueError, match=r"model\.safetensors has 0 image encoders like this one"):
-        ImageEncoder(replace(SMALL, name="resnet10t", weights=str(tmp_path)), 8)
-    with pytest.raises(ValueError, match=r"another shape for conv1\.weight \(\d+, 3, .* instead of \(\d+, 12, "):
+        ImageEncoder(replace(SMALL, name="test_efficientnet", weights=str(tmp_path)), 8)
+    with pytest.raises(ValueError, match=r"another shape for .*weight \(\d+, 3, .* instead of \(\d+, 12, "):
         ImageEncoder(replace(SMALL, unshuffle=2, weights=str(tmp_path)), 8)
