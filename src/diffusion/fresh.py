@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from src.diffusion.generator import Generator, part_of
+from src.diffusion.generator import Generator, autoencoder_of, part_of
 from src.runtime.checkpoint import located
 
 STABLE_DIFFUSION = {
@@ -49,7 +48,7 @@ def fresh_generator(
         return Generator(
             CLIPTokenizer.from_pretrained(place),
             CLIPTextModel(words),
-            part_of(AutoencoderKL, vae),
+            autoencoder_of(vae),
             net,
             controlnet_of(net, edge_channels),
             ddim(**{**STABLE_DIFFUSION, **(scheduler or {})}),

@@ -1,10 +1,13 @@
 """The generator of ad backgrounds: text encoder, VAE, UNet, Canny ControlNet and DDIM.
 
 Du et al., "Towards Reliable Advertising Image Generation Using Human Feedback", ECCV 2024, arXiv 2408.00418. All parts
-are classes of diffusers and transformers in the diffusers folder layout, so that a tiny generator, Stable Diffusion 1.5
-and a user's fine-tuned model run the same code, and diffusers' pipelines load the tuned models.
+are classes of diffusers and transformers, the VAE also a `ResidualAutoencoder`, in the diffusers folder layout, so that
+a tiny generator, Stable Diffusion 1.5 and a user's fine-tuned model run the same code, and diffusers' pipelines load
+the tuned models.
 """
 
+import json
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,10 +18,14 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.pipelines.controlnet.pipeline_controlnet_inpaint import StableDiffusionControlNetInpaintPipeline
+from diffusers.pipelines.controlnet.pipeline_controlnet_inpaint import (
+    StableDiffusionControlNetInpaintPipeline,
+    retrieve_latents,
+)
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -26,11 +33,14 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from src.build import loadable
 from src.data.batch import Batch
+from src.diffusion import residual_autoencoder
 from src.diffusion.canny import outline
 from src.diffusion.noise import keyed_noise
+from src.diffusion.residual_autoencoder import ResidualAutoencoder
 from src.runtime.checkpoint import CONFIG, located, model_config
 
 PARTS = ("tokenizer", "text_encoder", "vae", "unet", "controlnet", "scheduler")
+AUTOENCODERS = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderTiny, ResidualAutoencoder)}
 SETTINGS = ("num_steps", "guidance_scale", "control_scale", "negative_prompt", "dilation", "backdrop")
 LEAST = 1e-12  # lower bound of alpha_bar, so that x0 remains determined
 
@@ -71,7 +81,7 @@ class Generator(nn.Module):
         self,
         tokenizer: Any,
         text_encoder: CLIPTextModel,
-        vae: AutoencoderKL,
+        vae: AutoencoderKL | AutoencoderTiny | ResidualAutoencoder,
         unet: UNet2DConditionModel,
         controlnet: ControlNetModel,
         scheduler: DDIMScheduler,
@@ -176,7 +186,7 @@ class Generator(nn.Module):
 
     def latents(self, images: Tensor) -> Tensor:
         """Scaled latents (batch, channels, h, w) of images (batch, 3, height, width) in [0, 1], in their dtype."""
-        coded = self.vae.encode((2 * images - 1).to(self.vae.dtype)).latent_dist.mode()
+        coded = retrieve_latents(self.vae.encode((2 * images - 1).to(self.vae.dtype)), sample_mode="argmax")
         return coded.to(images.dtype) * self.vae.config["scaling_factor"]
 
     def words(self, prompts: Sequence[str]) -> Tensor:
@@ -288,10 +298,18 @@ class Generator(nn.Module):
         return self.image(self.rollout(conditions, self.num_steps, steer=steer), conditions)
 
     def save(self, folder: str | Path) -> None:
-        """Writes the folder of a diffusers ControlNet inpainting pipeline."""
+        """Writes the folder of a diffusers ControlNet inpainting pipeline.
+
+        If the VAE is a ResidualAutoencoder, its code is included: `from_pretrained(folder, trust_remote_code=True)`.
+        """
         parts: dict[str, Any] = {name: getattr(self, name) for name in PARTS} | {"feature_extractor": None}
         pipeline = StableDiffusionControlNetInpaintPipeline(**parts, safety_checker=None, requires_safety_checker=False)  # pyright: ignore
         pipeline.save_pretrained(folder)
+        if isinstance(self.vae, ResidualAutoencoder):
+            code, index = Path(residual_autoencoder.__file__), Path(folder) / "model_index.json"
+            shutil.copyfile(code, Path(folder) / "vae" / code.name)
+            named = json.loads(index.read_text(encoding="utf-8")) | {"vae": [code.stem, ResidualAutoencoder.__name__]}
+            index.write_text(json.dumps(named, indent=2) + "\n", encoding="utf-8")
 
 
 @loadable
@@ -318,7 +336,7 @@ def load_generator(
     generator = Generator(
         part_of(CLIPTokenizer, folder, "tokenizer"),
         part_of(CLIPTextModel, folder, "text_encoder"),
-        part_of(AutoencoderKL, folder, "vae"),
+        autoencoder_of(folder, "vae"),
         part_of(UNet2DConditionModel, folder, "unet"),
         edges,
         ddim.from_config(noise, timestep_spacing=spacing, clip_sample=False, thresholding=False),
@@ -337,19 +355,24 @@ def has_controlnet(folder: str | Path) -> bool:
     return True
 
 
+def autoencoder_of(folder: str | Path, subfolder: str = "") -> Any:
+    """Loads the VAE of a folder or hub id, of the class in `AUTOENCODERS` that its configuration names, in float32."""
+    try:
+        config: Any = AutoencoderKL.load_config(_place(folder), subfolder=subfolder)
+    except OSError:
+        config = {}  # the error of `part_of` says what is missing
+    name = config.get("_class_name", AutoencoderKL.__name__)
+    if name not in AUTOENCODERS:
+        raise ValueError(f"{Path(folder) / subfolder}: {name} is not supported: choose from {', '.join(AUTOENCODERS)}.")
+    return part_of(AUTOENCODERS[name], folder, subfolder)
+
+
 def part_of(kind: Any, folder: str | Path, subfolder: str = "") -> Any:
     """Loads a part, of a class of diffusers or transformers, from a folder or hub id; networks in float32.
 
     If only weights of the variant "fp16" exist, they are loaded.
     """
-    place, net, read = str(located(folder)), issubclass(kind, nn.Module), cast(Any, kind.from_pretrained)
-    if Path(place).is_file():
-        raise ValueError(
-            f"{folder} is a file; a folder in the diffusers layout is needed. Convert it with "
-            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)."
-        )
-    if not Path(place).exists() and (place.startswith((".", "/")) or place.count("/") != 1):  # a hub id is owner/name
-        raise ValueError(f"there is no folder {folder}.")
+    place, net, read = _place(folder), issubclass(kind, nn.Module), cast(Any, kind.from_pretrained)
     float32 = {"dtype" if kind is CLIPTextModel else "torch_dtype": torch.float32}
     errors: list[Exception] = []
     for options in (float32, float32 | {"variant": "fp16"}) if net else ({},):
@@ -364,3 +387,16 @@ def part_of(kind: Any, folder: str | Path, subfolder: str = "") -> Any:
     if isinstance(part, ModelMixin) and Path(place).exists():
         part.register_to_config(_name_or_path="")  # no local paths in saved configurations
     return part
+
+
+def _place(folder: str | Path) -> str:
+    """The path of a folder, or the hub id. Raises ValueError if it is a file, or neither a folder nor a hub id."""
+    place = str(located(folder))
+    if Path(place).is_file():
+        raise ValueError(
+            f"{folder} is a file; a folder in the diffusers layout is needed. Convert it with "
+            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)."
+        )
+    if not Path(place).exists() and (place.startswith((".", "/")) or place.count("/") != 1):  # a hub id is owner/name
+        raise ValueError(f"there is no folder {folder}.")
+    return place

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.pipelines.controlnet.pipeline_controlnet_inpaint import StableDiffusionControlNetInpaintPipeline
 from omegaconf import OmegaConf
 from torchvision.transforms.v2.functional import gaussian_blur
@@ -14,7 +15,8 @@ from src.build import build
 from src.config import compose
 from src.diffusion.canny import outline
 from src.diffusion.fresh import fresh_controlnet
-from src.diffusion.generator import load_generator
+from src.diffusion.generator import autoencoder_of, load_generator
+from src.diffusion.residual_autoencoder import ResidualAutoencoder
 from tests.diffusion import tiny
 
 
@@ -54,6 +56,56 @@ def test_samples_equal_the_diffusers_pipeline(prediction, from_noise, num_steps)
     ours = generator.sample(conditions)
     torch.testing.assert_close(ours, theirs * (1 - alpha) + product[:, :3] * alpha, atol=1e-4, rtol=0)
     assert float((ours - shown).abs().mean()) > 0.05  # something was painted
+
+
+@pytest.mark.parametrize("kind", ["tiny", "residual"])
+def test_so_it_is_with_other_autoencoders_whose_folders_open_in_diffusers(kind, tmp_path):
+    generator, batch, make = tiny.generator(guidance_scale=3.0), tiny.ads(2), AutoencoderTiny
+    torch.manual_seed(0)
+    net = (
+        tiny.residual_autoencoder()
+        if kind == "residual"
+        else make(
+            encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8), latent_channels=4,
+            num_encoder_blocks=(0, 1, 1), num_decoder_blocks=(1, 1, 0), scaling_factor=2.0,
+        )
+    )  # fmt: skip
+    generator.vae = net.eval().requires_grad_(False)
+    generator.save(tmp_path)
+    opened: Any = StableDiffusionControlNetInpaintPipeline.from_pretrained(
+        tmp_path, trust_remote_code=kind == "residual"
+    )
+    opened.set_progress_bar_config(disable=True)
+    assert type(opened.vae).__name__ == type(generator.vae).__name__
+    assert type(opened.vae) is not ResidualAutoencoder  # its code is that of the folder
+    conditions, alpha = generator.encode(batch), batch["product"][:, 3:]
+    shown = batch["product"][:, :3] * alpha + 1 - alpha
+    latents = generator.vae.encode(2 * shown - 1).latents
+    torch.testing.assert_close(conditions.latents, latents * generator.vae.config["scaling_factor"])
+    uncond, text = conditions.text.chunk(2)
+    theirs = opened(
+        prompt_embeds=text, negative_prompt_embeds=uncond, image=shown, mask_image=1 - alpha,
+        control_image=conditions.edges, latents=conditions.noise, num_inference_steps=6, guidance_scale=3.0,
+        controlnet_conditioning_scale=1.0, strength=1.0, height=tiny.SIZE, width=tiny.SIZE, output_type="pt",
+    ).images  # fmt: skip
+    again = load_generator(tmp_path, num_steps=6, guidance_scale=3.0).eval()
+    assert type(again.vae) is type(net)
+    for ours in (generator.sample(conditions), again.sample(again.encode(batch))):
+        torch.testing.assert_close(ours, theirs * (1 - alpha) + batch["product"][:, :3] * alpha, atol=1e-4, rtol=0)
+
+
+def test_an_autoencoder_of_an_unknown_class_is_refused_by_name(tmp_path):
+    tiny.generator().vae.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"_class_name": "AutoencoderDC"}))
+    with pytest.raises(ValueError, match="AutoencoderDC is not supported: choose from AutoencoderKL, "):
+        autoencoder_of(tmp_path)
+    file.write_text(json.dumps({name: value for name, value in config.items() if name != "_class_name"}))
+    assert type(autoencoder_of(tmp_path)).__name__ == "AutoencoderKL"
+    file.unlink()
+    with pytest.raises(ValueError, match="no AutoencoderKL could be loaded"):
+        autoencoder_of(tmp_path)
 
 
 def test_so_it_is_of_plain_prompts_and_products_with_soft_edges():

@@ -12,6 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from src.data.batch import Batch
 from src.diffusion.generator import Generator
+from src.diffusion.residual_autoencoder import ResidualAutoencoder
 
 SIZE = 64  # px; latents are 16 x 16
 WORDS = 24  # tokens of a prompt
@@ -59,6 +60,15 @@ def generator(seed: int = 0, prediction: str = "epsilon", from_noise: bool = Fal
     )  # fmt: skip
     made = Generator(reader, text, vae, unet, controlnet, scheduler, **options)
     return made.eval().requires_grad_(False)
+
+
+def residual_autoencoder(seed: int = 0) -> ResidualAutoencoder:
+    """In place of the generator's: latents at a quarter of the size, with a mean and deviation of their own."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = ResidualAutoencoder(block_out_channels=(8, 8, 16), layers_per_block=(0, 1, 1), latent_channels=4)
+    net.normalize(torch.tensor([1.0, 0, -0.5, 0]), torch.tensor([2.0, 1, 0.5, 1]))
+    return net.eval()
 
 
 def ads(count: int = 2, size: int = SIZE) -> Batch:

@@ -1,21 +1,19 @@
-"""Trains a VAE for latent diffusion (Rombach et al. 2022, arXiv 2112.10752), a diffusers AutoencoderKL."""
+"""Trains an autoencoder for latent diffusion (Rombach et al. 2022, arXiv 2112.10752)."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
-from diffusers.models.attention_processor import Attention
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.downsampling import Downsample2D
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.upsampling import Upsample2D
+import torch.nn.functional as F
+from diffusers.pipelines.controlnet.pipeline_controlnet_inpaint import retrieve_latents
 from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from torchvision.utils import save_image
 
 from src.data.batch import Batch
-from src.diffusion.generator import part_of
+from src.diffusion.generator import autoencoder_of
+from src.diffusion.residual_autoencoder import ResidualAutoencoder
 from src.runtime.finite import require_finite
 from src.runtime.system import System
 
@@ -26,38 +24,43 @@ def edge_difference(a: Tensor, b: Tensor) -> Tensor:
     return (d.diff(dim=-1).abs().mean() + d.diff(dim=-2).abs().mean()) / 2
 
 
-def identity_init(net: nn.Module) -> None:
-    """Initializes residual branches to zero and the remaining convolutions to the identity.
+def scaled_difference(a: Tensor, b: Tensor, scales: int) -> Tensor:
+    """Mean absolute difference + `edge_difference`, averaged over images halved 1 to `scales` times; 0 without any."""
+    parts = []
+    for _ in range(scales):
+        a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
+        parts.append((a - b).abs().mean() + edge_difference(a, b))
+    return torch.stack(parts).mean() if parts else a.new_zeros(())
 
-    Short runs reach much better results than with diffusers' default (cf. Goyal et al. 2017, arXiv 1706.02677, 5.1).
-    """
-    straight: list[nn.Module | None] = []
-    for module in net.modules():
-        if isinstance(module, ResnetBlock2D):
-            nn.init.zeros_(module.conv2.weight)
-            nn.init.zeros_(module.conv2.bias)  # pyright: ignore[reportArgumentType]
-            straight.append(module.conv_shortcut)
-        elif isinstance(module, Attention):
-            nn.init.zeros_(module.to_out[0].weight)  # pyright: ignore[reportOptionalSubscript, reportArgumentType]
-        elif isinstance(module, Downsample2D | Upsample2D):
-            straight.append(module.conv)
-    for module in straight:
-        if isinstance(module, nn.Conv2d):
-            nn.init.dirac_(module.weight)
+
+def random_crops(images: Tensor, side: int) -> Tensor:
+    """A random square of `side` px of each image (batch, 3, h, w); whole images if `side` is 0 or not smaller."""
+    height, width = images.shape[-2:]
+    if not 0 < side < min(height, width):
+        return images
+    top = torch.randint(height - side + 1, (len(images),)).tolist()
+    left = torch.randint(width - side + 1, (len(images),)).tolist()
+    return torch.stack([x[:, i : i + side, j : j + side] for x, i, j in zip(images, top, left, strict=True)])
 
 
 class Autoencoder(System):
-    """A VAE for latent diffusion, small by default, which downsamples by 8.
+    """An autoencoder for latent diffusion, small by default, which downsamples by 8.
 
-    Loss: mean absolute difference + `edge_weight` * `edge_difference` + `kl_weight` * KL divergence from a standard
-    normal, summed over the latents. A share `products` of the images is replaced by the product on white, because that
+    Loss: mean absolute difference + `edge_weight` * `edge_difference` + `scale_weight` * `scaled_difference` with two
+    scales + `kl_weight` * KL divergence from a standard normal, summed over the latents; only a pretrained
+    AutoencoderKL has the last term. A share `products` of the images is replaced by the product on white, because that
     is what the generator encodes.
 
     Args:
-        pretrained: folder or hub id with weights ("stabilityai/sd-vae-ft-mse"); None: train from scratch.
-        decoder_only: keep the encoder and the scaling factor of a pretrained VAE, so that generators trained on its
-            latents can use the result.
-        block_out_channels, layers_per_block, latent_channels, norm_num_groups: see `diffusers.AutoencoderKL`.
+        pretrained: folder or hub id of an AutoencoderKL ("stabilityai/sd-vae-ft-mse"), AutoencoderTiny
+            ("madebyollin/taesd") or ResidualAutoencoder; None: train a ResidualAutoencoder from scratch.
+        decoder_only: keep the encoder and the scale of the latents of a pretrained one, so that generators trained on
+            its latents can use the result.
+        block_out_channels, layers_per_block, latent_channels: see `ResidualAutoencoder`.
+        noise: standard deviation of the noise on the latents in training, in units of the standard deviation of each
+            channel over the batch. The decoder learns to tolerate errors of the denoiser, and larger latents do not
+            help.
+        crop: side in px of the random crops it is trained on; 0: whole images.
         lr, weight_decay, warmup: see `src.runtime.schedules.adamw`.
     """
 
@@ -74,12 +77,14 @@ class Autoencoder(System):
         self,
         pretrained: str | None = None,
         decoder_only: bool = False,
-        block_out_channels: Sequence[int] = (128, 256, 512, 512),
-        layers_per_block: int = 2,
-        latent_channels: int = 4,
-        norm_num_groups: int = 32,
+        block_out_channels: Sequence[int] = (16, 32, 64, 128),
+        layers_per_block: Sequence[int] = (0, 1, 2, 2),
+        latent_channels: int = 8,
         edge_weight: float = 1.0,
+        scale_weight: float = 0.0,
         kl_weight: float = 1e-6,
+        noise: float = 0.0,
+        crop: int = 0,
         products: float = 0.1,
         lr: float = 1e-4,
         weight_decay: float = 0.0,
@@ -91,25 +96,32 @@ class Autoencoder(System):
             raise ValueError(f"products={products} must be in [0, 1].")
         if decoder_only and not pretrained:
             raise ValueError("decoder_only=true needs pretrained.")
-        make, depth = cast(Any, AutoencoderKL), len(block_out_channels)
         if pretrained:
-            self.net = part_of(AutoencoderKL, pretrained)
+            self.net = autoencoder_of(pretrained)
         else:
-            self.net = make(
-                down_block_types=("DownEncoderBlock2D",) * depth, up_block_types=("UpDecoderBlock2D",) * depth,
-                block_out_channels=tuple(block_out_channels), layers_per_block=layers_per_block,
-                latent_channels=latent_channels, norm_num_groups=norm_num_groups,
-            )  # fmt: skip
-            identity_init(self.net)
+            self.net = ResidualAutoencoder(
+                block_out_channels=tuple(block_out_channels),
+                layers_per_block=tuple(layers_per_block),
+                latent_channels=latent_channels,
+            )
+        cell = 2 ** (len(self.net.config["block_out_channels"]) - 1)
+        if crop < 0 or crop % cell:
+            raise ValueError(f"crop={crop} must be 0 or a positive multiple of {cell} px.")
         self.decoder_only = decoder_only
-        for net in (self.net.encoder, self.net.quant_conv) if decoder_only else ():
-            net.requires_grad_(False)
-        self.edge_weight, self.kl_weight, self.products = edge_weight, kl_weight, products
+        for name, net in self.net.named_children():
+            if decoder_only and name in ("encoder", "quant_conv"):
+                net.requires_grad_(False)
+        self.edge_weight, self.scale_weight, self.kl_weight = edge_weight, scale_weight, kl_weight
+        self.noise, self.crop, self.products = noise, crop, products
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
 
     def forward(self, images: Tensor) -> Tensor:
-        """Reconstructions of images (batch, 3, height, width) in [0, 1] from the mean of the latents."""
-        return self.net(2 * images - 1).sample / 2 + 0.5
+        """Reconstructions of images (batch, 3, height, width) in [0, 1], from `latents`."""
+        return self.net.decode(self.latents(images)).sample / 2 + 0.5
+
+    def latents(self, images: Tensor) -> Tensor:
+        """The latents of images (batch, 3, height, width) in [0, 1], not scaled; of an AutoencoderKL, their mean."""
+        return retrieve_latents(self.net.encode(2 * images - 1), sample_mode="argmax")
 
     def training_step(self, batch: Batch) -> Tensor:
         images, product = batch["image"], batch["product"]
@@ -117,10 +129,17 @@ class Autoencoder(System):
         swap = torch.rand(2, len(images), 1, 1, 1, device=self.device)
         images = torch.where(swap[0] < self.products, alone, images)
         images = torch.where(swap[1] < 0.5, images.flip(-1), images)
-        latents = self.net.encode(2 * images - 1).latent_dist
-        decoded = self.net.decode(latents.sample()).sample / 2 + 0.5
-        l1, edges, kl = (decoded - images).abs().mean(), edge_difference(decoded, images), latents.kl().mean()
-        loss = l1 + self.edge_weight * edges + self.kl_weight * kl
+        images = random_crops(images, self.crop)
+        coded = self.net.encode(2 * images - 1)
+        latents = retrieve_latents(coded)
+        kl = coded.latent_dist.kl().mean() if "latent_dist" in coded else latents.new_zeros(())
+        if self.noise:
+            deviation = latents.std(dim=(0, 2, 3), keepdim=True)
+            latents = latents + self.noise * deviation * torch.randn_like(latents)
+        decoded = self.net.decode(latents).sample / 2 + 0.5
+        l1, edges = (decoded - images).abs().mean(), edge_difference(decoded, images)
+        scales = scaled_difference(decoded, images, 2 if self.scale_weight else 0)
+        loss = l1 + self.edge_weight * edges + self.scale_weight * scales + self.kl_weight * kl
         self.log("train/loss", loss, prog_bar=True, batch_size=len(images))
         self.log_dict({"train/l1": l1, "train/edges": edges, "train/kl": kl}, batch_size=len(images))
         return loss
@@ -135,19 +154,27 @@ class Autoencoder(System):
 
     @torch.inference_mode()
     def calibrate(self, batches: Iterable[Batch]) -> None:
-        """Sets the scaling factor, so that the latents of `batches` have a standard deviation of 1."""
+        """Scales the latents of `batches` to a standard deviation of 1.
+
+        The channels of a ResidualAutoencoder are normalized one by one, to mean 0 and standard deviation 1; all others
+        get a scaling factor.
+        """
         if self.decoder_only:
             return
-        total, squares, count = 0.0, 0.0, 0
+        sums: list[Tensor] = []
+        count = 0
         for batch in batches:
-            latents = self.net.encode(2 * batch["image"] - 1).latent_dist.mode().double()
-            total, squares = total + float(latents.sum()), squares + float(latents.square().sum())
-            count += latents.numel()
-        deviation = (squares / count - (total / count) ** 2) ** 0.5
-        self.net.register_to_config(scaling_factor=1 / deviation)
+            latents = self.latents(batch["image"]).double()
+            sums.append(torch.stack([latents.sum(dim=(0, 2, 3)), latents.square().sum(dim=(0, 2, 3))]))
+            count += latents[:, 0].numel()
+        mean, squares = torch.stack(sums).sum(dim=0) / count
+        if isinstance(self.net, ResidualAutoencoder):
+            self.net.normalize(mean, (squares - mean**2).sqrt())
+        else:
+            self.net.register_to_config(scaling_factor=float((squares.mean() - mean.mean() ** 2) ** -0.5))
 
     def save_weights(self, folder: Path, dtype: torch.dtype) -> None:
-        """Writes the files of a diffusers AutoencoderKL."""
+        """Writes the network in the diffusers layout."""
         nn.Module.to(self.net, dtype).save_pretrained(folder)  # pyright: ignore[reportCallIssue]
         nn.Module.to(self.net, torch.float32)
 
