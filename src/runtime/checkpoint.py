@@ -159,12 +159,18 @@ def fill(net: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
         if keys
     ]  # fmt: skip
     if problems:
-        raise ValueError(f"{file} does not fit {type(net).__name__}: it {'; '.join(problems)}.")
+        fit = sum(value.shape == own[key].shape for key, value in state.items() if key in own)
+        counted = f"{fit} of {len(own)} tensors match"
+        raise ValueError(f"{file} does not fit {type(net).__name__}: it {'; '.join(problems)}; {counted}.")
     net.load_state_dict(state, strict=False)  # tied weights have one name in the file
 
 
 def read_weights(file: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a foreign .pt or .pth file (`weights_only=True`)."""
+    """The tensors of a .safetensors file, or of a foreign .pt or .pth file (`weights_only=True`).
+
+    Raises ValueError for a file that is missing or damaged, and for one with other objects: with the class of the first
+    and the command that extracts the tensors.
+    """
     file = Path(file)
     _exists(file)
     try:
@@ -174,7 +180,12 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise ValueError(f"{file} is truncated or not a safetensors file: {error}") from None
     except Exception as error:  # torch.load raises many kinds of errors
-        raise ValueError(f"{file} cannot be read as plain weights: {str(error).splitlines()[0]}") from None
+        told = f"{file} cannot be read as plain weights"
+        if foreign := re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error)):
+            out = file.with_suffix(".safetensors")
+            told += f": it holds {foreign[1]}; python -m src.runtime.convert {file} {out} extracts the tensors"
+            raise ValueError(f"{told}, and runs no code of the file.") from None
+        raise ValueError(f"{told}: {str(error).splitlines()[0]}") from None
 
 
 def licence_of(folder: str | Path) -> str:

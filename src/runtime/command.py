@@ -118,6 +118,11 @@ def prepare(name: str, config: DictConfig) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for harmless in HARMLESS:
         warnings.filterwarnings("ignore", f".*{harmless}")
+    told = logging.StreamHandler()  # how many tensors published weights have
+    told.setFormatter(logging.Formatter(f"{name}: %(message)s"))
+    logger = logging.getLogger("src.runtime.weights")
+    logger.handlers, logger.propagate = [told], False
+    logger.setLevel(logging.INFO)
     warnings.formatwarning = lambda message, *_, **__: f"{name}: {' '.join(str(message).split())}\n"
     if config.threads:
         torch.set_num_threads(config.threads)

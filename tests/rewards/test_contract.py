@@ -9,9 +9,9 @@ from omegaconf import OmegaConf
 from src.build import build
 from src.config import CONF
 from src.data.batch import Batch
-from src.models.clip.reward import ClipReward
 from src.models.hps.reward import HPSReward
 from src.rewards.base import Reward
+from src.rewards.clip import ClipReward
 from tests.rewards import tiny
 
 FILES = sorted((CONF / "reward").glob("*.yaml"))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import CLIPConfig, CLIPModel
 
 from src.build import build
 from src.runtime.checkpoint import ABOUT, save
@@ -92,8 +93,27 @@ def clip_folder(folder: Path, vision: dict[str, Any] | None = None) -> str:
 
 def on_clip(folder: Path, target: str, **arguments: Any) -> dict[str, Any]:
     """The node of a system on a tiny CLIP, whose configuration is written to the folder."""
-    backbone = {"_target_": "src.models.clip.net.ClipSettings", "name": clip_folder(folder)}
+    backbone = {"_target_": "src.rewards.clip_net.ClipSettings", "name": clip_folder(folder)}
     return {"_target_": f"src.models.{target}", "backbone": backbone, **arguments}
+
+
+def transformers_clip() -> CLIPModel:
+    """A CLIP of transformers of the same sizes as `CLIP`, with weights whose scores differ between images."""
+    size = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config={
+            **size, "vocab_size": 320, "max_position_embeddings": 24, "hidden_act": "gelu", "eos_token_id": 1,
+            "bos_token_id": 0, "pad_token_id": 0,
+        },
+        vision_config={**size, "image_size": 32, "patch_size": 8, "hidden_act": "gelu"},
+        projection_dim=16,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = CLIPModel(config).eval()
+        for weight in model.parameters():  # biases start as zero, which would hide a mistake
+            torch.nn.init.normal_(weight, 0.0, 0.2) if weight.ndim < 2 else weight
+    return model
 
 
 def clip(folder: Path) -> dict[str, str]:

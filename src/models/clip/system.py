@@ -14,7 +14,7 @@ from src.data.batch import Batch
 from src.data.splits import stamp
 from src.metrics.retrieval import Retrieval
 from src.models.augmentation import augmented
-from src.models.clip.net import Clip, ClipSettings, distinct
+from src.rewards.clip_net import Clip, ClipSettings, distinct
 from src.runtime.finite import require_finite
 from src.runtime.system import System
 

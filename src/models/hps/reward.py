@@ -6,9 +6,9 @@ from huggingface_hub import hf_hub_download
 from torch import Tensor
 
 from src.data.batch import Batch
-from src.models.clip.net import Clip, ClipSettings
 from src.models.hps.system import HPSSystem
 from src.rewards.base import Reward, Score
+from src.rewards.clip_net import Clip, ClipSettings
 from src.runtime.checkpoint import load
 
 # Network and preprocessing as released: v1 crops, though it was trained on padded images; v2 does not clamp.

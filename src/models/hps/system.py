@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from src.data.batch import SCORES, Batch
 from src.metrics.preference import tuned_threshold
 from src.models.augmentation import augmented
-from src.models.clip.net import Clip, ClipSettings
 from src.models.clip.system import OnClip
 from src.models.hps.freezing import freeze_first, keep_frozen_in_eval_mode
 from src.models.hps.judges import BASELINES, Judge, comparison, preferred
 from src.models.hps.loss import GroupLoss, group_loss
+from src.rewards.clip_net import Clip, ClipSettings
 from src.runtime.finite import require_finite
 
 STUCK = 0.99  # of the loss of equal values; the median tolerates a bad start

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from src.models.clip.net import Clip, ClipSettings
 from src.models.hps.freezing import freeze_first, keep_frozen_in_eval_mode
+from src.rewards.clip_net import Clip, ClipSettings
 from tests.rewards.tiny import clip_folder
 
 

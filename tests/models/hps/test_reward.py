@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from src.models.clip.net import ClipSettings
-from src.models.clip.reward import ClipReward
 from src.models.hps import reward as module
 from src.models.hps.reward import PUBLISHED, HPSReward
 from src.models.rfft.regularizers import NoRegularizer
 from src.models.rfft.steps import LateRandom
 from src.models.rfft.system import RFFT
 from src.rewards.base import Reward
+from src.rewards.clip import ClipReward
+from src.rewards.clip_net import ClipSettings
 from tests.diffusion import tiny as painters
 from tests.models.stepping import one_step
 from tests.rewards import tiny

@@ -181,7 +181,7 @@ def test_non_finite_values_are_an_error_with_keys(trained):
 def test_a_baseline_that_is_gone_is_left_out(node):
     system = build({**node, "baseline": {**node["backbone"], "weights": "nowhere/clip.safetensors"}})
     data = AdData(Choices(), batch_size=16, num_workers=0)
-    with pytest.warns(UserWarning, match="no comparison with CLIP: There is no checkpoint folder nowhere"):
+    with pytest.warns(UserWarning, match="no comparison with CLIP: There is no file or folder nowhere"):
         (metrics,) = L.Trainer(**QUIET).test(system, data, verbose=False)
     assert "test/clip_accuracy" not in metrics
     assert "CLIP" not in system.tables({"hps": metrics})

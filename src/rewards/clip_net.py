@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-import torch
 import torch.nn.functional as F
 from open_clip.factory import get_model_config
 from open_clip.tokenizer import HFTokenizer
 from torch import Tensor, nn
 
 from src.build import loadable
-from src.runtime.checkpoint import WEIGHTS, fill, located, read_weights
+from src.rewards.clip_layout import from_transformers
+from src.rewards.pixels import RESIZES, channels, fitted
+from src.runtime.checkpoint import located
+from src.runtime.weights import fill_all, found, state_dict
 
 CONFIG, HUB = "open_clip_config.json", "hf-hub:"
-RESIZES = ("shortest", "longest", "squash")
-PREFIXES = ("module.", "model.")  # that other projects put before every key
+FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
 OPENAI = ("input_resolution", "context_length", "vocab_size")  # numbers among OpenAI's weights
 
 
@@ -34,8 +35,9 @@ class ClipSettings:
         name: a network of open_clip, such as ViT-H-14; a folder in its layout (open_clip_config.json, and the files of
             a tokenizer, if the configuration names one), such as a checkpoint folder; or hf-hub:owner/name. Weights of
             OpenAI, and those tuned from them, need a name that ends in -quickgelu; files do not tell.
-        weights: a tag of open_clip, "hub" for those of an hf-hub: name, a file, or a checkpoint folder. Tags and hub
-            weights are downloaded once. Files are never unpickled, and all keys and shapes must match. None: random.
+        weights: a tag of open_clip, "hub" for those of an hf-hub: name, a file, a folder, or a hub id owner/name, in
+            the layout of open_clip, OpenAI or transformers. Downloaded once. Files are never unpickled, and all keys
+            and shapes must match. None: random.
         resize: the "shortest" side to the network's size, then a center crop; the "longest" side, then black borders;
             or "squash" both. None: as in the network's configuration, usually shortest.
         clamp: cut what bicubic resizing pushes beyond [0, 1], as PIL does.
@@ -73,9 +75,8 @@ class Clip(nn.Module):
             raise ValueError(f"CLIP {settings.name!r} cannot be built: {' '.join(str(error).split())}") from None
         self.net: Any = net
         if weights and not published:
-            file = located(weights)
-            file = file / WEIGHTS if file.is_dir() else file
-            fill(self.net, clip_weights(file), file)
+            file = found(weights, FILES)
+            fill_all(self.net, clip_weights(file), file)
         size = self.net.visual.image_size
         self.size: int = size if isinstance(size, int) else size[0]
         trained = self.net.visual.preprocess_cfg
@@ -84,31 +85,11 @@ class Clip(nn.Module):
             raise ValueError(f"resize={self.resize}: choose from {', '.join(RESIZES)}.")
         self.filter = "bilinear" if trained["interpolation"] == "bilinear" else "bicubic"
         for statistic in ("mean", "std"):
-            self.register_buffer(statistic, torch.tensor(trained[statistic]).view(3, 1, 1), persistent=False)
+            self.register_buffer(statistic, channels(trained[statistic]), persistent=False)
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Images (batch, 3, height, width) in [0, 1] as the network reads them: resized, cut or padded, normalized."""
-        images = self._resized(images)
-        down, across = (self.size - side for side in images.shape[-2:])
-        if self.resize == "shortest":  # sides and offsets are rounded as by torchvision
-            top, left = round(-down / 2), round(-across / 2)
-            images = images[..., top : top + self.size, left : left + self.size]
-        else:
-            images = F.pad(images, (across // 2, across - across // 2, down // 2, down - down // 2))
-        return (images - self.mean) / self.std
-
-    def _resized(self, images: Tensor) -> Tensor:
-        height, width = images.shape[-2:]
-        if self.resize == "squash":
-            sides = [self.size, self.size]
-        elif self.resize == "shortest":
-            sides = [side * self.size // min(height, width) for side in (height, width)]
-        else:
-            sides = [max(1, round(side * self.size / max(height, width))) for side in (height, width)]
-        if sides == [height, width]:
-            return images
-        images = F.interpolate(images, sides, mode=self.filter, align_corners=False, antialias=True)
-        return images.clamp(0, 1) if self.clamp else images
+        return (fitted(images, self.size, self.resize, self.filter, self.clamp) - self.mean) / self.std
 
     def image_features(self, images: Tensor) -> Tensor:
         """Unit vectors (batch, width)."""
@@ -145,19 +126,11 @@ def distinct(prompts: Sequence[str]) -> tuple[list[str], list[int]]:
 
 
 def clip_weights(file: Path) -> dict[str, Tensor]:
-    """The state dict in a file of weights, without a prefix that all its keys have.
+    """The weights in a file in the layout of open_clip, OpenAI or transformers, by the names of open_clip.
 
     Raises ValueError if the file holds anything but tensors there.
     """
-    state: Any = read_weights(file)
-    state = state.get("state_dict", state) if isinstance(state, dict) else {}
-    state = {key: value for key, value in state.items() if key not in OPENAI}
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{file} holds no state dict.")
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
+    return from_transformers({key: value for key, value in state_dict(file).items() if key not in OPENAI})
 
 
 def _full_name(name: str) -> str:

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from src.data.batch import Batch
-from src.models.clip.net import Clip, ClipSettings
 from src.rewards.base import Reward, Score
+from src.rewards.clip_net import Clip, ClipSettings
 
 
 class ClipReward(Reward):
