@@ -3,12 +3,13 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from src.data.batch import Batch
+from src.data.batch import IMAGE_FIELDS, Batch
+from src.rewards.pixels import Picture, pixels
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,19 @@ class Reward(nn.Module, ABC):
         score = self.score(images.to(dtype), batch)
         parts, maps = ({key: value.to(dtype) for key, value in found.items()} for found in (score.parts, score.maps))
         return Score(score.value.to(dtype), parts, maps)
+
+    @torch.no_grad()
+    def rate(self, picture: Picture, **fields: Any) -> float:
+        """The value of one image: a file, a PIL image, or a tensor (3, height, width), uint8 or float in [0, 1].
+
+        `fields` are the reward's own, such as prompt="an oak chair" or product="chair.png".
+        """
+        device = next((weight.device for weight in self.parameters()), None)
+        batch = {
+            name: pixels(value, name)[None].to(device) if name in IMAGE_FIELDS else [value]
+            for name, value in fields.items()
+        }
+        return float(self(pixels(picture)[None].to(device), batch).value)
 
     def freeze(self) -> None:
         """Freezes all weights and sets eval mode."""

@@ -1,25 +1,42 @@
 """The weighted sum or mean of several rewards, which is harder to exploit than a single reward."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from src.data.batch import Batch
+from src.data.tables import TableReader
 from src.rewards.base import Reward, Score
+
+Moments = Mapping[str, Sequence[float]]
 
 
 class Mix(Reward):
-    """sum_i w_i value_i. Parts: name/value and name/part of each reward; heat maps: name/map.
+    """sum_i w_i value_i, or sum_i w_i (value_i - mean_i) / deviation_i with `standardize`.
 
-    `rewards`, `weights`: by name; None: the mean. The weights must bring the values to the same scale. `threshold`: of
-    the sum, from which `src.generate` accepts an image. Raises ValueError if the names of rewards and weights differ.
+    Parts: name/value, as the reward gives it, and name/part of each reward; heat maps: name/map.
+
+    Args:
+        rewards, weights: by name; None: the mean.
+        threshold: of the sum, from which `src.generate` accepts an image.
+        standardize: mean and standard deviation of each value by name, or a table that `src.score` has written with
+            this mix, whose rows give them. None: the weights must bring the values to the same scale, or the reward
+            with the widest values decides. The numbers are fixed, so that a value never depends on the batch.
+
+    Raises ValueError if the names of rewards, weights and moments differ, and for a deviation that is not positive.
     """
+
+    mean: Tensor | None
+    deviation: Tensor | None
 
     def __init__(
         self,
         rewards: Mapping[str, Reward],
         weights: Mapping[str, float] | None = None,
         threshold: float | None = None,
+        standardize: Moments | str | Path | None = None,
     ) -> None:
         super().__init__()
         if not rewards:
@@ -27,20 +44,50 @@ class Mix(Reward):
         if weights is not None and (odd := sorted(rewards.keys() ^ weights.keys())):
             raise ValueError(f"weights and rewards differ: {', '.join(odd)}.")
         self.rewards = nn.ModuleDict(rewards)
-        self.weights = dict(weights) if weights is not None else dict.fromkeys(rewards, 1 / len(rewards))
+        self.weights = {name: weights[name] if weights else 1 / len(rewards) for name in rewards}
         self.fields = frozenset().union(*(reward.fields for reward in rewards.values()))
         self.heat_maps = tuple(f"{name}/{part}" for name, reward in rewards.items() for part in reward.heat_maps)
+        moments = _moments(standardize, list(rewards)) if standardize else None
+        self.register_buffer("mean", moments and torch.tensor([mean for mean, _ in moments]))
+        self.register_buffer("deviation", moments and torch.tensor([deviation for _, deviation in moments]))
         if min(self.weights.values()) > 0:
-            self.highest = sum(self.weights[name] * reward.highest for name, reward in rewards.items())
+            bounds = [torch.tensor(reward.highest) for reward in rewards.values()]
+            self.highest = float(sum(self._weighted(bounds)))
         self.threshold = threshold
         self.freeze()
 
     def score(self, images: Tensor, batch: Batch) -> Score:
         scores = {name: reward(images, batch) for name, reward in self.rewards.items()}
-        value = sum((self.weights[name] * score.value for name, score in scores.items()), images.new_zeros(len(images)))
+        value = sum(self._weighted([score.value for score in scores.values()]), images.new_zeros(len(images)))
         parts = {f"{name}/value": score.value for name, score in scores.items()}
         maps = {}
         for name, score in scores.items():
             parts |= {f"{name}/{part}": values for part, values in score.parts.items()}
             maps |= {f"{name}/{part}": values for part, values in score.maps.items()}
         return Score(value, parts, maps)
+
+    def _weighted(self, values: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Each reward's summand: its value, standardized if asked for, times its weight."""
+        for row, (weight, value) in enumerate(zip(self.weights.values(), values, strict=True)):
+            if self.mean is not None and self.deviation is not None:
+                value = (value - self.mean[row]) / self.deviation[row]
+            yield weight * value
+
+
+def _moments(standardize: Moments | str | Path, names: Sequence[str]) -> list[tuple[float, float]]:
+    """Mean and standard deviation of each reward's values: as given, or of the columns name/value of a table."""
+    if isinstance(standardize, (str, Path)):
+        columns = [f"{name}/value" for name in names]
+        rows = [row.cells for row in TableReader(Path(standardize), columns)]
+        values = torch.tensor([[float(row[column]) for column in columns] for row in rows], dtype=torch.float64)
+        if not len(rows):
+            raise ValueError(f"standardize={standardize}: the table has no rows.")
+        given = zip(values.mean(dim=0).tolist(), values.std(dim=0, correction=0).tolist(), strict=True)
+        moments = dict(zip(names, given, strict=True))
+    else:
+        if odd := sorted(standardize.keys() ^ set(names)):
+            raise ValueError(f"standardize and rewards differ: {', '.join(odd)}.")
+        moments = {name: (float(standardize[name][0]), float(standardize[name][1])) for name in names}
+    if constant := [name for name, (_, deviation) in moments.items() if not deviation > 0]:
+        raise ValueError(f"standardize: the values of {', '.join(constant)} have no positive standard deviation.")
+    return [moments[name] for name in names]

@@ -1,12 +1,36 @@
 """From images to what a network reads: resizing, cropping and padding in torch, differentiable, and PIL's to 1/255."""
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageOps
 from torch import Tensor
 
+from src.data.ads import read_image
+from src.data.images import CHANNELS, channels_first, in_mode
+
+Picture = str | Path | Image.Image | Tensor
+
 RESIZES = ("shortest", "longest", "squash")
+LONGEST = 16  # sides longer than so many times the other are cut before resizing, so that memory stays bounded
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's training images; CLIP, BLIP and most networks after them
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def pixels(picture: Picture, field: str = "image") -> Tensor:
+    """An image as a float tensor (channels, height, width) in [0, 1].
+
+    picture: a file, a PIL image, or a tensor, uint8 or float in [0, 1]; all of them give the same pixels. field: image,
+    product, depth or saliency. Raises ValueError for a file that cannot be read.
+    """
+    if isinstance(picture, Tensor):
+        return picture.float() / 255 if picture.dtype == torch.uint8 else picture
+    if isinstance(picture, Image.Image):
+        array = channels_first(in_mode(ImageOps.exif_transpose(picture), CHANNELS[field]))
+    else:
+        array = read_image(Path(picture), field)
+    return torch.from_numpy(array).float() / 255
 
 
 def fitted(images: Tensor, size: int, resize: str = "shortest", filter: str = "bicubic", clamp: bool = True) -> Tensor:
@@ -16,6 +40,10 @@ def fitted(images: Tensor, size: int, resize: str = "shortest", filter: str = "b
     Sides and offsets are rounded as by torchvision. filter: "bicubic" or "bilinear". clamp: cut what bicubic resizing
     pushes beyond [0, 1], as PIL does.
     """
+    if resize == "shortest":
+        for dim in (-2, -1):
+            kept, side = LONGEST * min(images.shape[-2:]), images.shape[dim]
+            images = images.narrow(dim, (side - kept) // 2, kept) if side > kept else images
     images = _resized(images, size, resize, filter, clamp)
     down, across = (size - side for side in images.shape[-2:])
     if resize == "shortest":

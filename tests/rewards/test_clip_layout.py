@@ -10,12 +10,13 @@ from safetensors.torch import save_file
 
 from src.rewards.clip_layout import from_transformers
 from src.rewards.clip_net import Clip, ClipSettings
-from tests.rewards.tiny import clip_folder, transformers_clip
+from tests.rewards import published
+from tests.rewards.tiny import clip_folder
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_the_cosine_is_that_of_transformers(tmp_path: Path, prefix: str):
-    model = transformers_clip()
+    model = published.clip()
     state = {f"{prefix}{name}": value for name, value in model.state_dict().items()}
     save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "model.safetensors")
     clip = Clip(ClipSettings(clip_folder(tmp_path / "clip"), str(tmp_path))).eval()
@@ -29,7 +30,7 @@ def test_the_cosine_is_that_of_transformers(tmp_path: Path, prefix: str):
 
 
 def test_what_is_missing_or_unknown_is_refused(tmp_path: Path):
-    clip, state = Clip(ClipSettings(clip_folder(tmp_path / "clip"))), transformers_clip().state_dict()
+    clip, state = Clip(ClipSettings(clip_folder(tmp_path / "clip"))), published.clip().state_dict()
     for name, told in (
         (
             "vision_model.encoder.layers.1.self_attn.k_proj.weight",

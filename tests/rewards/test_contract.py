@@ -5,13 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 
 from src.build import build
 from src.config import CONF
 from src.data.batch import Batch
-from src.models.hps.reward import HPSReward
 from src.rewards.base import Reward
-from src.rewards.clip import ClipReward
 from tests.rewards import tiny
 
 FILES = sorted((CONF / "reward").glob("*.yaml"))
@@ -66,11 +65,13 @@ def test_value_and_parts_are_finite_float32_rows(reward: Reward) -> None:
     assert score.value.unique().numel() == 3, "three pictures of noise are told apart"
 
 
-def test_its_file_states_the_threshold_of_acceptance_or_that_there_is_none(reward: Reward) -> None:
-    if reward.threshold is None:
-        assert isinstance(reward, ClipReward | HPSReward), "whose values depend on the prompt"
-    else:
-        assert reward.threshold <= reward.highest
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_its_file_states_the_threshold_of_acceptance_or_that_there_is_none(file: Path) -> None:
+    assert "threshold" in OmegaConf.load(file)
+
+
+def test_its_threshold_can_be_reached(reward: Reward) -> None:
+    assert reward.threshold is None or reward.threshold <= reward.highest
 
 
 def test_float32_under_autocast_and_from_half_pictures(reward: Reward) -> None:
@@ -135,6 +136,42 @@ def test_rows_are_independent(reward: Reward) -> None:
         torch.testing.assert_close(alone, value[i : i + 1], atol=1e-4, rtol=1e-4)
     order = [2, 0, 3, 1]
     torch.testing.assert_close(reward(images[order], taken(batch, order)).value, value[order], atol=1e-4, rtol=1e-4)
+
+
+def test_copies_are_scored_alike_and_so_is_a_row_beside_long_texts(reward: Reward) -> None:
+    images, batch = inputs(1)
+    alone = reward(images, batch).value
+    for copies in (2, 5):
+        values = reward(images.repeat(copies, 1, 1, 1), taken(batch, [0] * copies)).value
+        torch.testing.assert_close(values, alone.repeat(copies), atol=1e-5, rtol=1e-5)
+    others, more = inputs(3)
+    others = torch.cat([images, others[1:]])
+    beside = {field: [*batch[field], *more[field][1:]] for field in ("title", "prompt")}
+    beside |= {field: torch.cat([batch[field], more[field][1:]]) for field in batch if field not in ("key", *beside)}
+    for field in ("title", "prompt"):
+        beside[field][1] = "oak chair 49 cm " * 18
+    torch.testing.assert_close(reward(others, beside).value[:1], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_no_graph_without_gradient(reward: Reward) -> None:
+    images, batch = inputs(1)
+    scores = [reward(images, batch)]
+    with torch.no_grad():
+        scores.append(reward(images.requires_grad_(), batch))
+    assert all(values.grad_fn is None for score in scores for values in (score.value, *score.parts.values()))
+    assert reward(images, batch).value.grad_fn is not None
+
+
+def test_a_file_a_pil_image_and_tensors_have_one_value(reward: Reward, tmp_path: Path) -> None:
+    images, batch = inputs(1)
+    levels = (images[0] * 255).round().byte()
+    picture = Image.fromarray(levels.permute(1, 2, 0).numpy())
+    picture.save(tmp_path / "a.png")
+    fields = {field: batch[field][0] for field in reward.fields}
+    kinds = (tmp_path / "a.png", str(tmp_path / "a.png"), picture, levels, levels.float() / 255)
+    values = {reward.rate(kind, **fields) for kind in kinds}
+    assert len(values) == 1
+    assert values == {float(reward(levels[None] / 255, batch).value)}
 
 
 @pytest.mark.parametrize("size", [(16, 16), (33, 71), (150, 90)])

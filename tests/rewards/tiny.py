@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPConfig, CLIPModel
 
 from src.build import build
+from src.rewards.head import LinearHead
 from src.runtime.checkpoint import ABOUT, save
+from tests.rewards import published
 
 DEPTH = {
     "_target_": "src.models.perception.system.Depth",
@@ -97,28 +98,31 @@ def on_clip(folder: Path, target: str, **arguments: Any) -> dict[str, Any]:
     return {"_target_": f"src.models.{target}", "backbone": backbone, **arguments}
 
 
-def transformers_clip() -> CLIPModel:
-    """A CLIP of transformers of the same sizes as `CLIP`, with weights whose scores differ between images."""
-    size = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2}
-    config = CLIPConfig(
-        text_config={
-            **size, "vocab_size": 320, "max_position_embeddings": 24, "hidden_act": "gelu", "eos_token_id": 1,
-            "bos_token_id": 0, "pad_token_id": 0,
-        },
-        vision_config={**size, "image_size": 32, "patch_size": 8, "hidden_act": "gelu"},
-        projection_dim=16,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = CLIPModel(config).eval()
-        for weight in model.parameters():  # biases start as zero, which would hide a mistake
-            torch.nn.init.normal_(weight, 0.0, 0.2) if weight.ndim < 2 else weight
-    return model
-
-
 def clip(folder: Path) -> dict[str, str]:
     made = checkpoint(folder / "clip", on_clip(folder / "config", "clip.system.ClipSystem"))
     return {"name": made, "weights": made}
+
+
+def pickscore(folder: Path) -> dict[str, str]:
+    published.clip().save_pretrained(folder / "weights")
+    return {"weights": str(folder / "weights"), "name": clip_folder(folder / "clip")}
+
+
+def aesthetic(folder: Path) -> dict[str, str]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        torch.save(LinearHead(CLIP["model_cfg"]["embed_dim"]).state_dict(), folder / "head.pth")
+    made = clip(folder)
+    return {"head": str(folder / "head.pth"), "name": made["name"], "weights": made["weights"]}
+
+
+def imagereward(folder: Path) -> dict[str, Any]:
+    torch.save(published.blip(), folder / "ImageReward.pt")
+    return {"weights": str(folder), "tokenizer": "src/data/showroom/text", "sizes": published.BLIP}
+
+
+def vlm(folder: Path) -> dict[str, str]:
+    return {"name": published.qwen(folder)}
 
 
 def hps(folder: Path) -> dict[str, str]:
