@@ -28,8 +28,7 @@ class Mix(Reward):
     Raises ValueError if the names of rewards, weights and moments differ, and for a deviation that is not positive.
     """
 
-    mean: Tensor | None
-    deviation: Tensor | None
+    moments: Tensor | None  # (rewards, 2): mean and standard deviation
 
     def __init__(
         self,
@@ -47,9 +46,7 @@ class Mix(Reward):
         self.weights = {name: weights[name] if weights else 1 / len(rewards) for name in rewards}
         self.fields = frozenset().union(*(reward.fields for reward in rewards.values()))
         self.heat_maps = tuple(f"{name}/{part}" for name, reward in rewards.items() for part in reward.heat_maps)
-        moments = _moments(standardize, list(rewards)) if standardize else None
-        self.register_buffer("mean", moments and torch.tensor([mean for mean, _ in moments]))
-        self.register_buffer("deviation", moments and torch.tensor([deviation for _, deviation in moments]))
+        self.register_buffer("moments", _moments(standardize, list(rewards)) if standardize else None)
         if min(self.weights.values()) > 0:
             bounds = [torch.tensor(reward.highest) for reward in rewards.values()]
             self.highest = float(sum(self._weighted(bounds)))
@@ -69,25 +66,28 @@ class Mix(Reward):
     def _weighted(self, values: Sequence[Tensor]) -> Iterator[Tensor]:
         """Each reward's summand: its value, standardized if asked for, times its weight."""
         for row, (weight, value) in enumerate(zip(self.weights.values(), values, strict=True)):
-            if self.mean is not None and self.deviation is not None:
-                value = (value - self.mean[row]) / self.deviation[row]
+            if self.moments is not None:
+                mean, deviation = self.moments[row]
+                value = (value - mean) / deviation
             yield weight * value
 
 
-def _moments(standardize: Moments | str | Path, names: Sequence[str]) -> list[tuple[float, float]]:
-    """Mean and standard deviation of each reward's values: as given, or of the columns name/value of a table."""
+def _moments(standardize: Moments | str | Path, names: Sequence[str]) -> Tensor:
+    """Mean and standard deviation of each reward's values, (rewards, 2): as given, or of columns name/value."""
     if isinstance(standardize, (str, Path)):
         columns = [f"{name}/value" for name in names]
-        rows = [row.cells for row in TableReader(Path(standardize), columns)]
-        values = torch.tensor([[float(row[column]) for column in columns] for row in rows], dtype=torch.float64)
-        if not len(rows):
+        table = list(TableReader(Path(standardize), columns))
+        if bad := next((row for row in table if row.problem), None):
+            raise ValueError(f"standardize={standardize}, line {bad.line}: {bad.problem}.")
+        if not table:
             raise ValueError(f"standardize={standardize}: the table has no rows.")
-        given = zip(values.mean(dim=0).tolist(), values.std(dim=0, correction=0).tolist(), strict=True)
-        moments = dict(zip(names, given, strict=True))
+        rows = [[float(row.cells[column]) for column in columns] for row in table]
+        values = torch.tensor(rows, dtype=torch.float64)
+        moments = torch.stack([values.mean(dim=0), values.std(dim=0, correction=0)], dim=1).float()
     else:
         if odd := sorted(standardize.keys() ^ set(names)):
             raise ValueError(f"standardize and rewards differ: {', '.join(odd)}.")
-        moments = {name: (float(standardize[name][0]), float(standardize[name][1])) for name in names}
-    if constant := [name for name, (_, deviation) in moments.items() if not deviation > 0]:
+        moments = torch.tensor([list(standardize[name]) for name in names], dtype=torch.float32)
+    if constant := [name for name, (_, deviation) in zip(names, moments.tolist(), strict=True) if not deviation > 0]:
         raise ValueError(f"standardize: the values of {', '.join(constant)} have no positive standard deviation.")
-    return [moments[name] for name in names]
+    return moments

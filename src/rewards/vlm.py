@@ -29,7 +29,7 @@ class YesNo(Reward):
 
     The part `answered` is p(yes) + p(no) among all tokens: where it is small, the model does not answer the question.
     Images go through the model's own image processor, on float tensors: that is differentiable, and its resizing does
-    not round and clamp to 8 bits. Rows are padded on the right and read at their last token, so that they are independent.
+    not round and clamp to 8 bits. Rows are padded on the right and read at their last token: they are independent.
 
     Args:
         name: folder or hub id of an image-text-to-text model of transformers with a chat template, such as SmolVLM or
@@ -106,11 +106,12 @@ def _loaded(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     place = located(name)
     try:
         processor = AutoProcessor.from_pretrained(place)
-        model, told = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             place, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ValueError(f"name={name} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    model, told = loaded
     if lacking := sorted(map(str, [*told["missing_keys"], *told["mismatched_keys"]])):
         raise ValueError(f"{name} lacks {len(lacking)} weights of its model: {', '.join(lacking[:5])}.")
     if not getattr(processor, "chat_template", None):

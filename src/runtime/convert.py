@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch._utils import _rebuild_parameter, _rebuild_tensor, _rebuild_tensor_v2
 
 from src.runtime.command import example_command
 from src.runtime.files import atomic
@@ -28,9 +29,9 @@ NEEDED: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch", "Size"): torch.Size,
     ("torch", "device"): torch.device,
     ("torch.storage", "UntypedStorage"): torch.UntypedStorage,
-    ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
 }
 
 

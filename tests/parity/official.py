@@ -10,14 +10,14 @@ import sys
 
 
 def imagereward(prompt: str, files: list[str]) -> list[float]:
-    import ImageReward
+    import ImageReward  # pyright: ignore[reportMissingImports]
 
     model = ImageReward.load("ImageReward-v1.0", device="cpu")
     return [model.score(prompt, file) for file in files]
 
 
 def hpsv2(prompt: str, files: list[str], version: str = "v2.1") -> list[float]:
-    import hpsv2
+    import hpsv2  # pyright: ignore[reportMissingImports]
 
     return [float(hpsv2.score(file, prompt, hps_version=version)[0]) for file in files]
 

@@ -1,6 +1,7 @@
 """Tiny networks with random weights in the layouts in which the real ones are published."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -78,7 +79,7 @@ def qwen(folder: Path) -> str:
         additional_special_tokens=list(SPECIAL[2:6]),
     )  # fmt: skip
     size = {"shortest_edge": 16 * 16, "longest_edge": 32 * 32}
-    patches = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
+    patches: dict[str, Any] = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
     images, videos = Qwen2VLImageProcessor(size=size, **patches), Qwen2VLVideoProcessor(size=size, **patches)
     Qwen2VLProcessor(images, tokenizer, videos, TEMPLATE).save_pretrained(folder)
     config = Qwen2VLConfig(

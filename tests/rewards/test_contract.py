@@ -146,7 +146,7 @@ def test_copies_are_scored_alike_and_so_is_a_row_beside_long_texts(reward: Rewar
         torch.testing.assert_close(values, alone.repeat(copies), atol=1e-5, rtol=1e-5)
     others, more = inputs(3)
     others = torch.cat([images, others[1:]])
-    beside = {field: [*batch[field], *more[field][1:]] for field in ("title", "prompt")}
+    beside: Batch = {field: [*batch[field], *more[field][1:]] for field in ("title", "prompt")}
     beside |= {field: torch.cat([batch[field], more[field][1:]]) for field in batch if field not in ("key", *beside)}
     for field in ("title", "prompt"):
         beside[field][1] = "oak chair 49 cm " * 18

@@ -89,8 +89,13 @@ def test_standardized_parts_have_equal_say(tmp_path: Path) -> None:
 
 def test_moments_that_do_not_do_are_refused(tmp_path: Path) -> None:
     table = tmp_path / "scores.csv"
-    for text, told in (("key,a/value\n", "b/value is missing"), ("key,a/value,b/value\n", "the table has no rows"),
-                       ("key,a/value,b/value\nx,1,2\ny,1,3\n", "the values of a have no positive")):  # fmt: skip
+    cases = {
+        "key,a/value": "b/value is missing",
+        "key,a/value,b/value": "the table has no rows",
+        "key,a/value,b/value\nx,1": "line 2: ",
+        "key,a/value,b/value\nx,1,2\ny,1,3": "the values of a have no positive",
+    }
+    for text, told in cases.items():
         table.write_text(text)
         with pytest.raises(ValueError, match=told):
             mixed(standardize=table)

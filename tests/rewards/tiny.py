@@ -103,12 +103,12 @@ def clip(folder: Path) -> dict[str, str]:
     return {"name": made, "weights": made}
 
 
-def pickscore(folder: Path) -> dict[str, str]:
+def pickscore(folder: Path) -> dict[str, Any]:
     published.clip().save_pretrained(folder / "weights")
     return {"weights": str(folder / "weights"), "name": clip_folder(folder / "clip")}
 
 
-def aesthetic(folder: Path) -> dict[str, str]:
+def aesthetic(folder: Path) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         torch.save(LinearHead(CLIP["model_cfg"]["embed_dim"]).state_dict(), folder / "head.pth")
@@ -121,7 +121,7 @@ def imagereward(folder: Path) -> dict[str, Any]:
     return {"weights": str(folder), "tokenizer": "src/data/showroom/text", "sizes": published.BLIP}
 
 
-def vlm(folder: Path) -> dict[str, str]:
+def vlm(folder: Path) -> dict[str, Any]:
     return {"name": published.qwen(folder)}
 
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
 from torch import Tensor
 
 from src.data.batch import Batch
@@ -10,6 +9,7 @@ from src.models.hps.system import HPSSystem
 from src.rewards.base import Reward, Score
 from src.rewards.clip_net import Clip, ClipSettings
 from src.runtime.checkpoint import load
+from src.runtime.weights import found
 
 # Network and preprocessing as released: v1 crops, though it was trained on padded images; v2 does not clamp.
 PUBLISHED = {
@@ -18,7 +18,7 @@ PUBLISHED = {
     "v2.1": ClipSettings("ViT-H-14", None, "longest", clamp=False),
 }
 HUB = "xswu/HPSv2"
-FILES = {"v2": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
+FILES = {"v1": "hpc.pt", "v2": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 
 
 class HPSReward(Reward):
@@ -28,8 +28,8 @@ class HPSReward(Reward):
 
     Args:
         checkpoint: a checkpoint folder of an HPSSystem, or "v1", "v2" or "v2.1".
-        weights: file of the published weights, such as hpc.pt of v1, which is on OneDrive only; None: v2 and v2.1 are
-            downloaded once from the hub.
+        weights: file of the published weights, or a folder or hub id that has it, such as hpc.pt of v1, which is on
+            OneDrive only; None: v2 and v2.1 are downloaded once from the hub.
         resize: see `ClipSettings`; None: as the checkpoint, or as released; v1 was trained with "longest".
         threshold: from which `src.generate` accepts an image; none by default, as values depend on the prompt.
 
@@ -63,12 +63,8 @@ def _own(checkpoint: str | Path, weights: str | None) -> Clip:
 
 
 def _published(version: str, weights: str | None) -> Clip:
-    if not weights:
-        if version not in FILES:
-            raise ValueError(f"HPS {version} needs weights=FILE: its file hpc.pt is on OneDrive (tgxs002/align_sd).")
-        try:
-            weights = hf_hub_download(HUB, FILES[version])
-        except OSError as error:
-            raise ValueError(f"HPS {version} cannot be downloaded: {str(error).splitlines()[0]}") from None
+    if not weights and version == "v1":
+        raise ValueError(f"HPS v1 needs weights=FILE: its file {FILES[version]} is on OneDrive (tgxs002/align_sd).")
+    file = found(weights or HUB, (FILES[version],))
     settings = PUBLISHED[version]
-    return Clip(ClipSettings(settings.name, weights, settings.resize, settings.clamp))
+    return Clip(ClipSettings(settings.name, str(file), settings.resize, settings.clamp))

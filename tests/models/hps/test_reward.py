@@ -13,7 +13,7 @@ from src.models.rfft.steps import LateRandom
 from src.models.rfft.system import RFFT
 from src.rewards.base import Reward
 from src.rewards.clip import ClipReward
-from src.rewards.clip_net import ClipSettings
+from src.rewards.clip_net import Clip, ClipSettings
 from tests.diffusion import tiny as painters
 from tests.models.stepping import one_step
 from tests.rewards import tiny
@@ -67,6 +67,9 @@ def test_published_versions_are_preprocessed_as_released(monkeypatch, tmp_path: 
         reward = HPSReward(version, file)
         assert (reward.clip.resize, reward.clip.clamp) == (resize, clamp)
         assert HPSReward(version, file, resize="squash").clip.resize == "squash"
+        state = Clip(ClipSettings(folder, file)).net.state_dict()
+        torch.save({"state_dict": state}, tmp_path / module.FILES[version])
+        assert HPSReward(version, str(tmp_path)).clip.resize == resize, "the file's own name, in a folder"
 
 
 def test_what_cannot_be_loaded_is_told(tmp_path):
