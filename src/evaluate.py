@@ -1,11 +1,11 @@
 """Evaluates a checkpoint on a split: `python -m src.evaluate checkpoint=checkpoints/rfnet data=showroom split=test`.
 
-Prints the metrics as a table and, with `out=DIR`, writes them to `DIR/metrics.json` as {"test/availability_f1": ...}.
+Prints the metrics as a table and, with `out=DIR`, writes them to `DIR/metrics.json` as {"test/availability_f1": ...},
+a new file.
 With `compare=[DIR,DIR]` more checkpoints are measured on the same records and compared in one table; the file then has
 the metrics of each by folder.
 """
 
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +15,9 @@ from omegaconf import DictConfig
 
 from src.build import build
 from src.data.module import AdData
-from src.runtime.checkpoint import load
+from src.runtime.checkpoint import METRICS, load
 from src.runtime.command import command
-from src.runtime.files import write_json
+from src.runtime.files import json_numbers, new_file, write_json
 from src.runtime.progress import comparison
 from src.runtime.system import System
 
@@ -38,6 +38,7 @@ def evaluate(
 
 @command("evaluate")
 def main(config: DictConfig) -> None:
+    file = config.out and new_file(Path(config.out) / METRICS)
     L.seed_everything(config.seed, verbose=False)
     folders = [str(folder) for folder in (config.checkpoint, *config.compare)]
     systems, data = {folder: load(folder) for folder in folders}, build(config.data)
@@ -56,12 +57,9 @@ def main(config: DictConfig) -> None:
     print(f"{', '.join(systems)} on the {config.split} split, {share} records")
     alike = len({type(system).tables for system in systems.values()}) == 1
     print(next(iter(systems.values())).tables(measured) if alike else comparison(measured))
-    if config.out and trainer.is_global_zero:
-        numbers = {
-            folder: {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-            for folder, metrics in measured.items()
-        }
-        write_json(Path(config.out) / "metrics.json", numbers if len(numbers) > 1 else numbers[folders[0]])
+    if file and trainer.is_global_zero:
+        numbers = {folder: json_numbers(metrics, f"{folder}: ") for folder, metrics in measured.items()}
+        write_json(file, numbers if len(numbers) > 1 else numbers[folders[0]])
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from src.models.rahf.system import RAHFSystem
 from src.runtime.checkpoint import fingerprint, load
 from src.runtime.command import command
 from src.runtime.device import PRECISIONS, autocast, torch_device
-from src.runtime.files import atomic, check_names
+from src.runtime.files import atomic, check_names, check_outside
 from src.runtime.progress import progress_bar
 from src.runtime.run_output import FailedRow, RunOutput
 
@@ -57,6 +57,8 @@ def main(config: DictConfig) -> int:
         raise ValueError("give either table=FILE or folder=DIR.")
     if config.generator is None:
         raise ValueError("generator=null: choose a generator.")
+    if config.folder:
+        check_outside("out", config.out, config.folder)
     device, out = torch_device(config.device), Path(config.out)
     precision = autocast(device, config.precision)
     system = load(config.checkpoint, RAHFSystem)

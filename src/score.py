@@ -33,7 +33,7 @@ from src.rewards.base import Reward
 from src.runtime.checkpoint import fingerprint
 from src.runtime.command import command
 from src.runtime.device import autocast, torch_device
-from src.runtime.files import TABLES, atomic, check_names, new_folder
+from src.runtime.files import TABLES, atomic, check_names, check_outside, new_folder
 from src.runtime.progress import progress_bar
 from src.runtime.run_output import FailedRow, RunOutput, settings_of
 
@@ -142,8 +142,6 @@ def main(config: DictConfig) -> int:
     precision = autocast(device, config.precision)
     reward, ads = _parts(config)
     out, place, maps = Path(config.out), Path(config.table or config.folder), config.maps and Path(config.maps)
-    if config.folder and out.resolve().is_relative_to(place.resolve()):
-        raise ValueError(f"out={out} is inside folder={place}; choose another out.")
     settings = {
         "table" if config.table else "folder": ads.fingerprint,
         "files": ads.contents(),
@@ -181,8 +179,9 @@ def _parts(config: DictConfig) -> tuple[Reward, Ads]:
     reward: Reward = build(config.reward)
     if config.maps and not reward.heat_maps:
         raise ValueError(f"maps={config.maps}: {type(reward).__name__} has no heat maps.")
-    if config.maps and config.folder and Path(config.maps).resolve().is_relative_to(Path(config.folder).resolve()):
-        raise ValueError(f"maps={config.maps} is inside folder={config.folder}, which is read; choose another folder.")
+    for word in ("out", "maps") if config.folder else ():
+        if config[word]:
+            check_outside(word, config[word], config.folder)
     ads = Table(Path(config.table), reward.fields) if config.table else Folder(Path(config.folder), reward.fields)
     return reward, ads
 

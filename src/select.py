@@ -9,7 +9,7 @@ rule=threshold (arXiv 2312.10240, section 6): of each prompt (and product) the `
 at least `threshold`. rule=softmax (Wu et al., ICCV 2023, arXiv 2303.14420): of the n images of a prompt the best if its
 probability under a softmax of scale * value is above alpha / n, and the worst, as a negative, if its probability under
 a softmax of -scale * value is; prompts of fewer than `least` images are left out.
-Exit code 0: images were selected; 2: none can be.
+`out` is a new file: no other is replaced. Exit code 0: images were selected; 2: none can be.
 """
 
 import math
@@ -25,6 +25,7 @@ from omegaconf import DictConfig
 from src.data.batch import IMAGE_FIELDS
 from src.data.tables import TableReader, write_table
 from src.runtime.command import command
+from src.runtime.files import new_file
 
 RULES = ("threshold", "softmax")
 
@@ -102,8 +103,7 @@ def main(config: DictConfig) -> int:
         raise ValueError("rule=threshold needs threshold=NUMBER, in the units of the scores.")
     if out.suffix != ".csv":
         raise ValueError(f"out={out}: the selected rows are written as .csv.")
-    if out.resolve() in (table.resolve(), scores.resolve()):
-        raise ValueError(f"out={out} would replace a table that is read; choose another out.")
+    new_file(out)
     groups = scored(table, scores)
     columns = dict.fromkeys(name for images in groups for _, cells in images for name in cells)
     counts: dict[str, int] = defaultdict(int)

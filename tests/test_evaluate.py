@@ -68,11 +68,19 @@ def test_several_checkpoints_are_compared_on_the_same_records(
     assert head.split() == ["metric", *both]
     told = json.loads((tmp_path / "both/metrics.json").read_text())
     for folder in both:
-        assert command(monkeypatch, f"checkpoint={folder}", f"out={tmp_path / 'one'}") == 0
-        assert json.loads((tmp_path / "one/metrics.json").read_text()) == told[folder]
+        out = tmp_path / Path(folder).name
+        assert command(monkeypatch, f"checkpoint={folder}", f"out={out}") == 0
+        assert json.loads((out / "metrics.json").read_text()) == told[folder]
     shown = {name: values for name, *values in map(str.split, rows)}
     assert shown["test/macro_f1"] == [f"{told[both[0]]['test/macro_f1']:.4f}", "-"]
     assert shown["test/spearman"] == ["-", f"{told[both[1]]['test/spearman']:.4f}"]
+
+
+def test_metrics_that_are_there_are_not_replaced(tmp_path, nets, monkeypatch, capsys):
+    (tmp_path / "metrics.json").write_text("{}")
+    assert command(monkeypatch, f"checkpoint={nets['depth']}", f"out={tmp_path}") == 2
+    assert f"{tmp_path / 'metrics.json'} exists; choose another out" in capsys.readouterr().err
+    assert (tmp_path / "metrics.json").read_text() == "{}"
 
 
 def test_a_perception_net_is_measured_too_and_without_out_nothing_is_written(
@@ -130,9 +138,10 @@ def test_perceived_measures_with_the_maps_of_the_nets(
     maps = f"data.transforms.perceived={{depth: {nets['depth']}, saliency: {nets['saliency']}}}"
     words = [f"checkpoint={nets['checkpoint']}", maps]
     losses = []
-    for more in ([], ["perceived=true"], ["data.source.holds=[key,title,image,product,label]"]):
-        assert command(monkeypatch, *words, *more, f"out={tmp_path / 'out'}") == 0
-        losses.append(json.loads((tmp_path / "out/metrics.json").read_text())["test/loss"])
+    for number, more in enumerate(([], ["perceived=true"], ["data.source.holds=[key,title,image,product,label]"])):
+        out = tmp_path / f"out{number}"
+        assert command(monkeypatch, *words, *more, f"out={out}") == 0
+        losses.append(json.loads((out / "metrics.json").read_text())["test/loss"])
     assert losses[1] == pytest.approx(losses[2])
     assert losses[0] != pytest.approx(losses[1])
     capsys.readouterr()

@@ -305,7 +305,15 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="is not empty; resume=true"):
         train(tmp_path)
+    with pytest.raises(ValueError, match=r"has no config\.yaml, so its settings are unknown"):
+        train(tmp_path, resume=True)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    for text in ("colour: red", "model: [1", "- a"):
+        (tmp_path / "other").mkdir(exist_ok=True)
+        (tmp_path / "other/config.yaml").write_text(text)
+        with pytest.raises(ValueError, match=r"config\.yaml is not the configuration of a run"):
+            train(tmp_path / "other")
+        assert (tmp_path / "other/config.yaml").read_text() == text
 
 
 def test_a_start_that_failed_leaves_its_folder_free(tmp_path):
@@ -331,16 +339,14 @@ def test_splits_without_records_are_passed_over(tmp_path, monkeypatch):
 def test_resuming_with_another_configuration_is_refused_by_key(tmp_path):
     old = configuration(tmp_path, False, data={"num_workers": 2, "source": {"size": 64}})
     OmegaConf.save(old, tmp_path / "config.yaml")
-    with pytest.raises(
-        ValueError, match=r"other settings \(data\.source\.size \(64 -> 32\), seed \(3 -> 4\)\)"
-    ) as error:
+    with pytest.raises(ValueError, match=r"settings \(data\.source\.size \(64 -> 32\), seed \(3 -> 4\)\)") as error:
         train(tmp_path, True, data={"num_workers": 0, "source": {"size": 32}}, seed=4)
     assert "num_workers" not in str(error.value)  # may change: the result does not depend on it
 
 
 def test_resuming_with_other_batches_a_step_is_refused(tmp_path):
     train(tmp_path, max_epochs=1)
-    with pytest.raises(ValueError, match=r"other settings \(trainer\.accumulate_grad_batches \(None -> 2\)\)"):
+    with pytest.raises(ValueError, match=r"settings \(trainer\.accumulate_grad_batches \(None -> 2\)\)"):
         train(tmp_path, True, max_epochs=1, accumulate_grad_batches=2)
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)
     torch.save({**state, "world_size": 8}, tmp_path / "last.ckpt")

@@ -163,7 +163,11 @@ def test_rows_with_different_columns_give_a_table_with_all_of_them(tmp_path, mon
         ]
 
 
-def test_a_table_that_is_read_is_never_replaced(tmp_path, monkeypatch, capsys):
+def test_a_table_that_is_there_is_never_replaced(tmp_path, monkeypatch, capsys):
     places = pool(tmp_path / "pool")
-    assert command(monkeypatch, *places, f"out={tmp_path / 'pool/pool.csv'}", "threshold=0") == 2
-    assert "would replace a table that is read" in capsys.readouterr().err
+    (tmp_path / "notes.csv").write_text("mine")
+    for out in (tmp_path / "pool/pool.csv", tmp_path / "notes.csv"):
+        before = out.read_bytes()
+        assert command(monkeypatch, *places, f"out={out}", "threshold=0") == 2
+        assert f"{out} exists; choose another out, or remove it." in capsys.readouterr().err
+        assert out.read_bytes() == before

@@ -10,7 +10,6 @@ the layout of another library instead of model.safetensors; the arguments return
 """
 
 import hashlib
-import math
 import re
 from collections.abc import Container, Mapping
 from pathlib import Path
@@ -26,7 +25,7 @@ from yaml import YAMLError
 
 from src.build import build, loadable, targets
 from src.runtime.card import ABOUT, card
-from src.runtime.files import atomic, write_json
+from src.runtime.files import atomic, json_numbers, write_json
 from src.runtime.system import System
 
 WEIGHTS, CONFIG, METRICS, CARD = "model.safetensors", "config.yaml", "metrics.json", "README.md"
@@ -73,7 +72,7 @@ def save(
         old.unlink(missing_ok=True)
     model = {**model_config, **system.assets(folder)}
     (folder / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create({"model": model})), encoding="utf-8")
-    numbers = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
+    numbers = json_numbers(metrics)
     (folder / CARD).write_text(card(system, numbers, about, dtype), encoding="utf-8")
     if system.own_layout:
         system.save_weights(folder, DTYPES[dtype])

@@ -2,7 +2,9 @@
 
 import fcntl
 import json
+import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,6 +37,13 @@ def write_json(file: Path, content: Any) -> None:
         part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def json_numbers(metrics: Mapping[str, float], where: str = "") -> dict[str, float | None]:
+    """The metrics for JSON, which has no NaN or infinity: these become null, with a warning that names them."""
+    if odd := [f"{name} is {float(value)}" for name, value in metrics.items() if not math.isfinite(value)]:
+        warnings.warn(f"{where}{', '.join(odd)}; stored as null.", stacklevel=2)
+    return {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
+
+
 def check_names(folder: Path, names: Mapping[str, str]) -> None:
     """Raises ValueError unless each key has its own file within `folder`.
 
@@ -59,6 +68,19 @@ def new_folder(path: str | Path) -> Path:
     if any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; choose another folder.")
     return folder
+
+
+def check_outside(word: str, path: str | Path, folder: str | Path) -> None:
+    """Raises ValueError if `path`, the value of `word`, is in a folder whose files are read: it would be read, too."""
+    if Path(path).resolve().is_relative_to(Path(folder).resolve()):
+        raise ValueError(f"{word}={path} is inside folder={folder}, which is read; choose another {word}.")
+
+
+def new_file(path: str | Path) -> Path:
+    """The path of a file to write, to be checked before the work. Raises ValueError if something is there."""
+    if os.path.lexists(path):
+        raise ValueError(f"{path} exists; choose another out, or remove it.")
+    return Path(path)
 
 
 @contextmanager

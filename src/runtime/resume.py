@@ -17,6 +17,8 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from src.runtime.files import atomic
 
@@ -34,14 +36,20 @@ def open_run(out: Path, config: dict[str, Any]) -> Path | None:
         trained = out.is_dir() and bool({entry.name for entry in out.iterdir()} - {file.name, "logs", ".lock"})
         if not config["resume"] and trained:
             raise ValueError(f"{out} is not empty; resume=true continues the run in it, out=FOLDER starts another.")
-        if file.is_file() and (trained or config["resume"]):
-            old = OmegaConf.to_container(OmegaConf.load(file))
-            if changed := differences(same_run(old), same_run(config)):
+        if file.is_file():
+            try:
+                old = OmegaConf.to_container(OmegaConf.load(file))
+            except (OmegaConfBaseException, YAMLError, UnicodeDecodeError):
+                old = None
+            if not isinstance(old, dict) or not old.keys() >= {"model", "data", "trainer"}:
+                raise ValueError(f"{file} is not the configuration of a run; choose another out=FOLDER.")
+            changed = differences(same_run(old), same_run(config))
+            if changed and (trained or config["resume"]):
                 raise ValueError(
                     f"{out} contains a run with other settings ({changed}); use those settings, or another out=FOLDER."
                 )
-        elif trained and last.exists():
-            raise ValueError(f"{out} has a last.ckpt but no config.yaml, so its settings are unknown.")
+        elif trained:
+            raise ValueError(f"{out} has no config.yaml, so its settings are unknown; choose another out=FOLDER.")
         with atomic(file) as part:
             part.write_text(OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
     return last if config["resume"] and last.is_file() else None

@@ -43,7 +43,8 @@ class RunOutput:
     order (`results`). Rows after the recorded progress were written by an interrupted run and are removed.
 
     inputs: files that the run reads. files: files that it writes besides its tables. Raises ValueError if the output
-    belongs to a run with other settings, or to no run, or would overwrite an input.
+    belongs to a run with other settings, or to no run, or would overwrite an input. Only `resume=False` replaces a
+    table of other settings, and only one that has a record.
     """
 
     def __init__(
@@ -62,14 +63,17 @@ class RunOutput:
         written = {file.resolve() for file in own}
         if read := next((file for file in inputs if file.resolve() in written), None):
             raise ValueError(f"out={out} would overwrite the input {read}; choose another out.")
-        self.progress = Progress(settings)
+        self.progress, known = Progress(settings), self._recorded()
         if self.folder and not resume and self.table.exists():
             raise ValueError(f"{out} has results; use resume=true, or another out.")
-        if resume and self.table.exists():
-            self.progress = self._recorded()
+        if resume and self.table.exists() and known and known.rows > (known.failed if self.folder else 0):
+            self._check(known)
+            self.progress = known
             self._record()
         else:
-            if not self.record.exists() and (foreign := next((file for file in files if file.exists()), None)):
+            tables = () if known else (self.table, self.failed)
+            others = () if known and not self._changed(known) else files
+            if foreign := next((file for file in (*tables, *others) if file.exists()), None):
                 raise ValueError(f"{foreign} was not written by this command; choose another out.")
             for file in (self.table, self.failed):
                 file.unlink(missing_ok=True)
@@ -80,25 +84,26 @@ class RunOutput:
                 with file.open("ab") as handle:
                     handle.truncate(size)
 
-    def _recorded(self) -> Progress:
-        settings = json.loads(json.dumps(self.progress.settings))
+    def _recorded(self) -> Progress | None:
+        """The record of the run that wrote the output, if there is one."""
         if not self.record.exists():
-            raise ValueError(
-                f"{self.table} exists, but {self.record.name} does not: the run cannot be resumed; {self.again}."
-            )
+            return None
         try:
-            progress = Progress(**json.loads(self.record.read_text(encoding="utf-8")))
+            return Progress(**json.loads(self.record.read_text(encoding="utf-8")))
         except (ValueError, TypeError):
-            raise ValueError(f"{self.record} is not a valid record of a run; {self.again}.") from None
-        if progress.rows == (progress.failed if self.folder else 0):  # no results yet
-            return self.progress
-        known = progress.settings
-        if changed := [name for name in settings | known if settings.get(name) != known.get(name)]:
+            raise ValueError(f"{self.record} is not a valid record of a run; choose another out.") from None
+
+    def _changed(self, known: Progress) -> list[str]:
+        """The names of the settings that differ."""
+        new, old = json.loads(json.dumps(self.progress.settings)), known.settings
+        return [name for name in new | old if new.get(name) != old.get(name)]
+
+    def _check(self, known: Progress) -> None:
+        if changed := self._changed(known):
             raise ValueError(f"{self.out} has results of a run that differs in {', '.join(changed)}; {self.again}.")
-        for file, size in ((self.table, progress.table_bytes), (self.failed, progress.failed_bytes)):
+        for file, size in ((self.table, known.table_bytes), (self.failed, known.failed_bytes)):
             if not self.folder and (file.stat().st_size if file.exists() else 0) < size:
                 raise ValueError(f"{file} is shorter than in {self.record.name}: it was edited; {self.again}.")
-        return progress
 
     def _record(self) -> None:
         write_json(self.record, asdict(self.progress))

@@ -22,7 +22,8 @@ def system() -> Saliency:
 
 @pytest.fixture
 def folder(tmp_path, system):
-    checkpoint.save(tmp_path / "saliency", system, CONFIG, {"test/mae": 0.25, "test/f": float("nan")}, ABOUT)
+    with pytest.warns(UserWarning, match=r"^test/f is nan; stored as null\.$"):
+        checkpoint.save(tmp_path / "saliency", system, CONFIG, {"test/mae": 0.25, "test/f": float("nan")}, ABOUT)
     return tmp_path / "saliency"
 
 

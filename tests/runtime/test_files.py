@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from src.runtime.files import atomic, check_names, new_folder, write_json
+from src.runtime.files import atomic, check_names, check_outside, new_file, new_folder, write_json
 
 ROOT = Path(__file__).parents[2]
 KILLED = """
@@ -55,3 +55,18 @@ def test_a_new_folder_is_empty(tmp_path: Path) -> None:
     (tmp_path / "a/b/c").touch()
     with pytest.raises(ValueError, match="a/b is not empty"):
         new_folder(tmp_path / "a/b")
+
+
+def test_a_new_file_is_nothing_yet_not_even_a_link(tmp_path: Path) -> None:
+    assert new_file(str(tmp_path / "a")) == tmp_path / "a"
+    (tmp_path / "a").symlink_to("nowhere")
+    for path in (tmp_path, tmp_path / "a"):
+        with pytest.raises(ValueError, match="exists; choose another out, or remove it"):
+            new_file(path)
+
+
+def test_an_output_is_not_among_the_files_that_are_read(tmp_path: Path) -> None:
+    check_outside("out", tmp_path / "ads2", tmp_path / "ads")
+    for path in (tmp_path / "ads", tmp_path / "ads/image", tmp_path / "x/../ads/new"):
+        with pytest.raises(ValueError, match=r"^out=.* is inside folder=.*, which is read; choose another out"):
+            check_outside("out", path, tmp_path / "ads")

@@ -79,10 +79,7 @@ def test_another_run_or_an_edited_file_is_refused(tmp_path: Path) -> None:
     out.write_bytes(out.read_bytes()[:5])
     with pytest.raises(ValueError, match="is shorter than"):
         RunOutput(out, OF, resume=True)
-    (tmp_path / "scores.csv.run.json").unlink()
-    with pytest.raises(ValueError, match="cannot be resumed"):
-        RunOutput(out, OF, resume=True)
-    assert RunOutput(out, OF, resume=False).progress.rows == 0
+    assert RunOutput(out, {**OF, "table": "x"}, resume=False).progress.rows == 0
     assert files(tmp_path).keys() == {"scores.csv", "scores.csv.run.json"}
     assert out.read_bytes() == b""
 
@@ -118,6 +115,25 @@ def test_inputs_and_foreign_files_are_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"would overwrite the input .*manifest\.jsonl"):
         RunOutput(tmp_path, OF, resume=True, inputs=[tmp_path / "x/../manifest.jsonl"])
     assert files(tmp_path).keys() == {"a.png"}
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_table_without_a_record_is_not_replaced(tmp_path: Path, resume: bool) -> None:
+    for out, file in ((tmp_path / "notes.csv", "notes.csv"), (tmp_path / "ads", "ads/failed.csv")):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("mine")
+        with pytest.raises(ValueError, match=rf"{file} was not written by this command; choose another out"):
+            RunOutput(out, OF, resume=resume)
+        assert (tmp_path / file).read_text() == "mine"
+
+
+def test_files_of_a_run_of_other_settings_are_not_replaced(tmp_path: Path) -> None:
+    output = RunOutput(tmp_path, OF, resume=True)
+    (tmp_path / "a.png").touch()
+    output.table.unlink()  # by the user
+    with pytest.raises(ValueError, match=r"a\.png was not written by this command"):
+        RunOutput(tmp_path, OF | {"table": "x"}, resume=True, files=[tmp_path / "a.png"])
+    RunOutput(tmp_path, OF, resume=True, files=[tmp_path / "a.png"])
 
 
 def test_scores_never_lie_without_their_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
