@@ -23,7 +23,6 @@ from src.data.images import (
     BROKEN,
     CHANNELS,
     SUFFIXES,
-    VISIBLE,
     channels_first,
     check_canvas,
     in_mode,
@@ -227,10 +226,7 @@ def read_image(file: Path, field: str, size: tuple[int, int] | None = None, max_
         image = in_mode(image, CHANNELS[field])
     except BROKEN as error:
         raise RowError(reason(error), file) from None
-    pixels = channels_first(resized(image, size or image.size))
-    if field == "product" and pixels[3].max() < VISIBLE:
-        raise RowError(f"its alpha is empty: nowhere above {VISIBLE - 1} of 255", file)
-    return pixels
+    return channels_first(resized(image, size or image.size))
 
 
 def _checked(row: Row, fields: tuple[str, ...]) -> Row:

@@ -18,6 +18,7 @@ from src.runtime.files import atomic
 
 ENDINGS = tuple(suffix.encode() for suffix in SUFFIXES)
 NONE, SEVERAL = -1, -2
+LARGEST = 1 << 28  # bytes of an image file; a small member of an archive may inflate to gigabytes
 PLAIN = -1  # stands for the compression of a file, and of a member of a .tar archive, which has no checksum
 
 Fault = Callable[[Path, int, str, str], None]  # file, line (0: all of it), key, reason: raises, or lists it and returns
@@ -28,7 +29,8 @@ class Images:
 
     found: int64 (keys,), negative where there is NONE or there are SEVERAL, see `match`; other rows can be read. A
     member of part_01.zip has the name part_01/<member>. `skip`: files and folders that are left out. moved: see
-    `match`. The members of an archive are listed once, in `<archive>.index.npz` beside it or in the folder `cache`.
+    `match`. The members of an archive are listed once, in `<archive>.index.npz` beside it, or in the folder `cache`
+    under a name with a hash of its path.
 
     A damaged archive is a fault; what can be listed of a .tar is used. Raises ValueError if no image is there.
     """
@@ -44,7 +46,7 @@ class Images:
         self.archives = [self.base / os.fsdecode(name) for name in packed]
         members = [np.tile([-1, 0, -1, 0, PLAIN], (len(names), 1))]  # archive, then the columns of `_index`
         for number, (name, archive) in enumerate(zip(packed, self.archives, strict=True)):
-            inside, columns = _index(archive, Path(cache or archive.parent), fault)
+            inside, columns = _index(archive, cache, fault)
             names += [name[: -len(".zip")] + b"/" + member for member in inside]
             members.append(np.insert(columns, 0, number, axis=1))
         if not names:
@@ -67,14 +69,18 @@ class Images:
         return self.base / os.fsdecode(self.names[row]) if archive < 0 else self.archives[archive]
 
     def read(self, row: int) -> bytes:
-        """The image's bytes. Raises OSError, struct.error or zlib.error if they cannot be read."""
+        """The image's bytes. Raises OSError, struct.error or zlib.error if they cannot be read, or are too many."""
         _, offset, size, checksum, compression = self.members[row].tolist()
         with self.file(row).open("rb") as file:
             file.seek(offset)
             if compression != PLAIN:
                 file.seek(sum(struct.unpack("<HH", file.read(30)[26:])), os.SEEK_CUR)
             data = file.read(size)
-        data = zlib.decompress(data, -15) if compression == zipfile.ZIP_DEFLATED else data
+        if compression == zipfile.ZIP_DEFLATED:
+            inflate = zlib.decompressobj(-15)
+            data = inflate.decompress(data, LARGEST)
+            if inflate.unconsumed_tail:
+                raise OSError(f"this member of the archive inflates to more than {LARGEST >> 20} MiB")
         if compression != PLAIN and zlib.crc32(data) != checksum:
             raise OSError("this member of the archive is damaged: its checksum (CRC) does not match")
         return data
@@ -105,9 +111,10 @@ def _files(place: Path, seen: set[str]) -> Iterator[str]:
         yield from (os.path.join(folder, name) for name in shown if os.path.join(real, name) not in seen)
 
 
-def _index(archive: Path, cache: Path, fault: Fault) -> tuple[list[bytes], np.ndarray]:
+def _index(archive: Path, cache: str, fault: Fault) -> tuple[list[bytes], np.ndarray]:
     """The images of an archive: names, and int64 (images, 4) of offset, bytes, checksum and compression."""
-    file, names, members = cache / f"{archive.name}.index.npz", [], []
+    mark = f".{zlib.crc32(os.fsencode(archive)):08x}" if cache else ""  # archives of one name share the folder
+    file, names, members = Path(cache or archive.parent) / f"{archive.name}{mark}.index.npz", [], []
     try:
         stat = archive.stat()
         state = f"{archive} {stat.st_size} {stat.st_mtime_ns}"

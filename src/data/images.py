@@ -7,8 +7,9 @@ import zlib
 from contextlib import suppress
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # whatever the file's name; Pillow would also run PostScript
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")  # of the files that are read
 FITS = ("squash", "pad")
 CHANNELS = {"image": "RGB", "product": "RGBA", "depth": "L", "saliency": "L"}
@@ -22,9 +23,12 @@ def opened(data: bytes, field: str) -> Image.Image:
     """The image as it is meant to be seen, its header read and checked, its pixels not yet decoded.
 
     An image with an EXIF orientation, as of a camera held upright, is decoded and turned. Raises one of BROKEN when it
-    is no image, and ValueError for a product without alpha.
+    is no image of FORMATS, and ValueError for a product without alpha.
     """
-    image = Image.open(io.BytesIO(data))
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError(f"cannot identify image file as {', '.join(FORMATS)}") from None
     if field == "product" and not image.has_transparency_data:
         raise ValueError(f"a product needs an alpha channel, this one is {image.mode}")
     orientation = 1
@@ -123,7 +127,17 @@ def resized(image: Image.Image, size: tuple[int, ...]) -> Image.Image:
 
 
 def in_mode(image: Image.Image, mode: str) -> Image.Image:
-    """The image decoded to "RGB", "RGBA" or "L", 8 bits per channel. Raises ValueError for a map in colors."""
+    """The image decoded to "RGB", "RGBA" or "L", 8 bits per channel.
+
+    Raises ValueError for a map in colors ("L") and a product that shows nothing ("RGBA").
+    """
+    image = _in_mode(image, mode)
+    if mode == "RGBA" and int(np.asarray(image)[..., 3].max()) < VISIBLE:
+        raise ValueError(f"its alpha is empty: nowhere above {VISIBLE - 1} of 255")
+    return image
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.mode[0] in "IF":  # I;16, I;16B, I, F: convert() would clip these at 255
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:

@@ -1,5 +1,6 @@
 """Products to be advertised: a folder of images with alpha and a file of prompts, put on the generator's canvas."""
 
+import math
 import warnings
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from src.data.images import BROKEN, SUFFIXES, VISIBLE, channels_first, opened, reason, resized
+from src.data.images import BROKEN, SUFFIXES, VISIBLE, channels_first, in_mode, opened, reason
 from src.data.tables import NOT_UTF8, SEPARATORS, TableReader
 
 
@@ -96,30 +97,47 @@ def _warn(what: str, names: list[str]) -> None:
 
 
 def placed(file: Path, size: int, scale: float = 0.5, centre: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
-    """The product cropped to its visible pixels and put on an empty canvas: uint8 RGBA (4, size, size).
+    """The product on an empty canvas: uint8 RGBA (4, size, size).
 
-    scale: its longer side over the canvas's; centre: of its box, in canvas sides from left and top. Raises ProductError
-    for a file that is no image, has no alpha or shows nothing, and for a product that would leave the canvas;
-    ValueError for a size, scale or centre that fits no product.
+    scale: the longer side of the box of its visible pixels over the canvas's; centre: of that box, in canvas sides from
+    left and top. What fades beyond the box fades on the canvas, too. Raises ProductError for a file that is no image,
+    has no alpha or shows nothing, and for a box that would leave the canvas; ValueError for a size, scale or centre
+    that fits no product.
     """
     if size < 1 or not 0 < scale <= 1:
         raise ValueError(f"size={size} must be at least 1 px, scale={scale} above 0 and at most 1.")
     if len(centre) != 2 or not all(isinstance(share, int | float) for share in centre):
         raise ValueError(f"centre={list(centre)}: two numbers are needed, across and down.")
     try:
-        image = opened(file.read_bytes(), "product").convert("RGBA")
+        image = in_mode(opened(file.read_bytes(), "product"), "RGBA")
     except BROKEN as error:
         raise ProductError(reason(error)) from None
-    solid = np.asarray(image)[..., 3] >= VISIBLE
-    if not solid.any():
-        raise ProductError(f"its alpha is empty: nowhere above {VISIBLE - 1} of 255")
-    down, across = np.flatnonzero(solid.any(axis=1)), np.flatnonzero(solid.any(axis=0))
-    cut = image.crop((int(across[0]), int(down[0]), int(across[-1]) + 1, int(down[-1]) + 1))
-    zoom = scale * size / max(cut.size)
-    small = resized(cut, tuple(max(1, round(side * zoom)) for side in cut.size))
-    left, top = (round(c * size - side / 2) for c, side in zip(centre, small.size, strict=True))
-    if left < 0 or top < 0 or left + small.width > size or top + small.height > size:
-        raise ProductError(f"scale={scale} and centre={list(centre)} put it beyond the canvas")
+    alpha = np.asarray(image)[..., 3]
+    visible, seen = ([_span(mask.any(axis)) for axis in (0, 1)] for mask in (alpha >= VISIBLE, alpha > 0))
+    zoom = scale * size / max(end - start for start, end in visible)
+    source, target = [], []  # of the pixels seen, across and down: start and end
+    for (start, end), (first, last), share in zip(visible, seen, centre, strict=True):
+        side = max(1, round((end - start) * zoom))
+        place, ratio = round(share * size - side / 2), side / (end - start)
+        if place < 0 or place + side > size:
+            raise ProductError(f"scale={scale} and centre={list(centre)} put it beyond the canvas")
+        before = min(place, math.ceil((start - first) * ratio))
+        after = min(size - place - side, math.ceil((last - end) * ratio))
+        source.append((start - before / ratio, end + after / ratio))
+        target.append((place - before, place + side + after))
+    (left, right), (top, bottom) = source
+    x, y = math.floor(left), math.floor(top)
+    cut = image.crop((x, y, math.ceil(right), math.ceil(bottom)))  # transparent beyond the image
+    inner = tuple(end - start for start, end in target)
     canvas = Image.new("RGBA", (size, size))
-    canvas.paste(small, (left, top))
+    canvas.paste(
+        cut.resize(inner, Image.Resampling.BILINEAR, (left - x, top - y, right - x, bottom - y)),
+        (target[0][0], target[1][0]),
+    )
     return channels_first(canvas)
+
+
+def _span(mask: np.ndarray) -> tuple[int, int]:
+    """Start and end of the true values of a mask."""
+    found = np.flatnonzero(mask)
+    return int(found[0]), int(found[-1]) + 1

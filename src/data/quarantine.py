@@ -30,9 +30,11 @@ class Quarantine:
         self.rows[row] = None
 
     def write(self) -> None:
-        """Replaces the file, in one step, by the rows listed. Raises ValueError if it cannot be written."""
+        """Replaces the file, in one step, by the rows listed. Raises ValueError if it cannot, or is no such list."""
         if self.path is not None:
             try:
+                if self.path.exists() and not _is_list(self.path):
+                    raise ValueError(f"{self.path} is no list of bad rows; data.quarantine=FILE names another place.")
                 with atomic(self.path, shared=True) as part:
                     part.write_bytes(b"".join(self.rows))
             except OSError as error:
@@ -41,3 +43,13 @@ class Quarantine:
                     "data.cache=FOLDER names another place."
                 ) from None
             self.written = True
+
+
+def _is_list(file: Path) -> bool:
+    """Whether a file is empty or begins as `Quarantine` writes it."""
+    with file.open("rb") as handle:
+        first = handle.readline()
+    try:
+        return not first or json.loads(first).keys() == {"file", "line", "key", "reason"}
+    except (ValueError, AttributeError):
+        return False

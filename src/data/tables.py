@@ -70,9 +70,9 @@ class TableReader:
                 raise ValueError(f"{self.path}, line {line}: no header: {error}.") from None
         where, has = f"{self.path}, line {line}", ", ".join(self.columns) or "no header"
         if missing := [name for name in self.needs if name not in self.columns]:
-            raise ValueError(f"{where}: the column {', '.join(missing)} is missing; the table has {_shown(has)}.")
+            raise ValueError(f"{where}: the column {', '.join(missing)} is missing; the table has {has}.")
         if twice := next((name for name in self.columns if self.columns.count(name) > 1), None):
-            raise ValueError(f"{where}: has the column {_shown(twice)!r} twice.")
+            raise ValueError(f"{where}: has the column {twice!r} twice.")
 
     def __iter__(self) -> Iterator[TableRow]:
         with self._open() as file:
@@ -132,8 +132,3 @@ def _kind(value: Any) -> str:
     if isinstance(value, bool | list | dict):
         return {bool: "true or false", list: "a list", dict: "an object"}[type(value)]
     return f"{value}" if isinstance(value, float) and not math.isfinite(value) else ""
-
-
-def _shown(text: str) -> str:
-    """A text from a file, fit for the screen."""
-    return text if text.isprintable() else repr(text)[1:-1]

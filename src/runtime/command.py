@@ -82,7 +82,7 @@ def exit_code(name: str, work: Callable[[], int | None]) -> int:
     except Exception as error:
         if "debug=true" in sys.argv:
             raise
-        print(f"{name}: {one_line(error)}", file=sys.stderr)
+        print(f"{name}: {printable(one_line(error))}", file=sys.stderr)
         return 2
 
 
@@ -107,6 +107,11 @@ def one_line(error: Exception) -> str:
     return f"{kind}: {text.partition(chr(10))[0]} ({advice})"
 
 
+def printable(text: str) -> str:
+    """The text with escapes for control characters, which would act on a terminal, and half characters."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def prepare(name: str, config: DictConfig) -> None:
     """Sets torch's threads, TF32 on GPUs, quiet libraries and one-line warnings."""
     if config.threads is not None and config.threads < 1:
@@ -123,7 +128,7 @@ def prepare(name: str, config: DictConfig) -> None:
     logger = logging.getLogger("src.runtime.weights")
     logger.handlers, logger.propagate = [told], False
     logger.setLevel(logging.INFO)
-    warnings.formatwarning = lambda message, *_, **__: f"{name}: {' '.join(str(message).split())}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"{name}: {printable(' '.join(str(message).split()))}\n"
     if config.threads:
         torch.set_num_threads(config.threads)
     if torch.cuda.is_available():

@@ -1,14 +1,15 @@
 """The output of commands that write row by row: results, failed rows and a progress record for resuming."""
 
 import csv
-import io
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from src.runtime.command import printable
 from src.runtime.files import TABLES, atomic, write_json
 
 LISTED = 20  # failed rows printed at the end; the file has all of them
@@ -164,7 +165,7 @@ class RunOutput:
         with self.failed.open(encoding="utf-8", newline="") as file:
             for row in islice(csv.DictReader(file), LISTED):
                 place = f"{row['file']}: " if row["file"] else ""
-                print(f"  row {row['row']} ({row['key']}): {place}{row['reason']}")
+                print(printable(f"  row {row['row']} ({row['key']}): {place}{row['reason']}"))
         if failed > LISTED:
             print(f"  and {failed - LISTED} more")
         return 1
@@ -179,9 +180,11 @@ def settings_of(out: Path) -> dict[str, Any]:
 
 
 def _csv(rows: Iterable[Iterable[Any]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode(errors="backslashreplace")  # for file names that are not UTF-8
+    # Cells with a carriage return are quoted only if it is part of the line's end (Python 3.11).
+    lines: list[str] = []
+    csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n").writerows(rows)
+    text = "".join(line.removesuffix("\r\n") + "\n" for line in lines)
+    return text.encode(errors="backslashreplace")  # for file names that are not UTF-8
 
 
 def _jsonl(rows: Iterable[dict[str, Any]]) -> bytes:

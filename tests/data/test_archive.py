@@ -1,7 +1,9 @@
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -42,3 +44,41 @@ def test_names_in_any_bytes_are_found(tmp_path: Path):
     images = Images(tmp_path, ".", [name], [], False, Quarantine(None))
     assert np.array_equal(images.found, [0])
     assert images.read(0) == (tmp_path / os.fsdecode(name)).read_bytes()
+
+
+def test_a_member_that_inflates_to_more_than_an_image_is_refused(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("src.data.archive.LARGEST", 1 << 20)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("large.png", bytes(1 << 20))
+        archive.writestr("bomb.png", bytes((1 << 20) + 1))
+    images = Images(tmp_path, "a.zip", [b"large.png", b"bomb.png"], [], False, Quarantine(None))
+    assert images.read(0) == bytes(1 << 20)
+    with pytest.raises(OSError, match="inflates to more than 1 MiB"):
+        images.read(1)
+
+
+def test_archives_of_one_name_have_an_index_each_in_a_common_folder(tmp_path: Path):
+    for place in "ab":
+        (tmp_path / place).mkdir()
+        with zipfile.ZipFile(tmp_path / place / "part.zip", "w") as archive:
+            archive.writestr(f"{place}.png", place)
+    made = {}
+    for _ in range(2):  # the second time from the index
+        images = Images(tmp_path, "[ab]/part.zip", [b"a.png", b"b.png"], [], False, Quarantine(None), f"{tmp_path}/c")
+        assert [images.read(0), images.read(1)] == [b"a", b"b"]
+        made = made or {file: file.stat().st_mtime_ns for file in (tmp_path / "c").iterdir()}
+        assert {file: file.stat().st_mtime_ns for file in (tmp_path / "c").iterdir()} == made
+    assert len(made) == 2
+
+
+def test_a_list_of_bad_rows_replaces_no_other_file(tmp_path: Path):
+    file = tmp_path / "list"
+    for text in ("", '{"file": "a", "line": 1, "key": "b", "reason": "c"}\n'):
+        file.write_text(text)
+        Quarantine(file).write()
+        assert file.read_text() == ""
+    for text in ("a.jpg 1\n", "[1]\n", '{"key": "a"}\n'):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"list is no list of bad rows; data\.quarantine=FILE"):
+            Quarantine(file).write()
+        assert file.read_text() == text

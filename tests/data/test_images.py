@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.data.ads import read_image
 from src.data.images import decoded, opened, squared
+from src.data.product_prompts import placed
 
 
 def file(image: Image.Image, path: Path) -> bytes:
@@ -104,3 +106,21 @@ def test_a_padded_square_has_the_image_between_black():
     assert (found[:, 7:] == 0).all()
     assert (squared(Image.new("RGBA", (4, 4)), 8, "pad") == 255).all()  # laid on white
     assert squared(Image.new("L", (4000, 3), 9), 16, "pad")[0, 7].tolist() == [9] * 16
+
+
+def test_a_file_is_read_as_an_image_of_the_formats_that_are_known_whatever_its_name(tmp_path):
+    data = file(Image.new("RGB", (8, 8)), tmp_path / "script.eps")
+    with pytest.raises(ValueError, match=r"cannot identify image file as PNG, JPEG, WEBP, BMP, TIFF, GIF$"):
+        opened(data, "image")
+
+
+def test_a_product_that_shows_nothing_is_refused_by_every_reader(tmp_path):
+    data = file(Image.new("RGBA", (8, 8), (9, 9, 9, 127)), tmp_path / "empty.png")
+    readers = (
+        lambda: decoded(opened(data, "product"), "product", 8, "squash"),
+        lambda: read_image(tmp_path / "empty.png", "product"),
+        lambda: placed(tmp_path / "empty.png", 8),
+    )
+    for read in readers:
+        with pytest.raises(ValueError, match="its alpha is empty: nowhere above 127 of 255"):
+            read()

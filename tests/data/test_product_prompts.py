@@ -137,3 +137,20 @@ def test_a_product_that_cannot_be_placed_says_why(tmp_path):
             placed(tmp_path / f"{name}.png", 32)
     with pytest.raises(ProductError, match="beyond the canvas"):
         placed(tmp_path / "whole.png", 32, 0.9, (0.2, 0.5))
+
+
+@pytest.mark.parametrize("size", [32, 200])  # smaller and larger than the file
+@pytest.mark.parametrize("centre", [(0.5, 0.5), (0.4, 0.6)])
+def test_an_edge_that_fades_is_not_cut_and_the_visible_box_keeps_its_place(tmp_path, size, centre):
+    x, y = np.meshgrid(np.arange(120), np.arange(90))
+    away = np.maximum(np.abs(x - 60) / 40, np.abs(y - 45) / 30)  # visible below 1
+    alpha = (255 * np.clip(1.5 - away, 0, 1)).astype(np.uint8)
+    alpha[:, 60:][alpha[:, 60:] < 128] = 0  # the right edge is hard
+    Image.fromarray(np.dstack([np.full((90, 120, 3), 90, np.uint8), alpha])).save(tmp_path / "soft.png")
+    canvas = placed(tmp_path / "soft.png", size, 0.4, centre)[3].astype(int)
+    down, across = np.flatnonzero(canvas.any(axis=1)), np.flatnonzero(canvas.any(axis=0))
+    assert max(canvas[:, across[0]].max(), canvas[down[0]].max(), canvas[down[-1]].max()) <= 16
+    assert canvas[:, across[-1]].max() >= 100
+    visible = np.flatnonzero((canvas >= 128).any(axis=0))
+    assert visible[-1] - visible[0] + 1 == pytest.approx(0.4 * size, abs=1)
+    assert (visible[0] + visible[-1] + 1) / 2 == pytest.approx(centre[0] * size, abs=1)

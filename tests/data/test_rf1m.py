@@ -150,7 +150,7 @@ def test_a_changed_archive_is_indexed_again(root, cache):
     words = {"cache": str(root / cache)} if cache else {}
     pack(root, "zip")
     source(root, **words)
-    assert ((root / cache if cache else root) / "part_00.zip.index.npz").is_file()
+    assert len(list((root / cache if cache else root).glob("part_00.zip.*index.npz"))) == 1
     Image.new("RGB", (24, 24)).save(root / "new.png")
     with zipfile.ZipFile(root / "part_00.zip", "a") as archive:
         archive.write(root / "new.png", "late.png")

@@ -84,6 +84,7 @@ def test_a_word_that_is_wrong_is_one_line_and_code_2(word, message, conf, monkey
     ("error", "line"),
     [
         (ValueError("row 3:\n no title"), "row 3: no title"),
+        (ValueError("the key \x1b[2Jä\udcff"), r"the key \x1b[2Jä\udcff"),
         (OSError(28, "No space left on device", "a.csv"), "[Errno 28] No space left on device: 'a.csv'"),
         (MisconfigurationException("no GPU"), "no GPU"),
         (RuntimeError("shapes\ndiffer"), "RuntimeError: shapes (debug=true shows where)"),

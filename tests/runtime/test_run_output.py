@@ -154,3 +154,15 @@ def test_a_record_that_is_none_is_told(tmp_path: Path) -> None:
             ValueError, match=r"scores\.csv\.run\.json is not a valid record of a run; choose another out"
         ):
             RunOutput(tmp_path / "scores.csv", OF, resume=True)
+
+
+def test_keys_with_control_characters_stay_one_row_and_do_not_reach_the_screen(tmp_path: Path, capsys) -> None:
+    keys = ["a\rb", "\x1b[31m", "c\r\nd"]
+    output = RunOutput(tmp_path / "scores.csv", OF, resume=True)
+    output.add([{"key": key, "value": 1.0} for key in keys], [FailedRow(4, "e\r\x1b[2J", "", "torn")])
+    with (tmp_path / "scores.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["key"] for row in csv.DictReader(file)] == keys
+    assert output.report("scored") == 1
+    said = capsys.readouterr().out
+    assert "row 4 (e\\r\\x1b[2J): torn" in said
+    assert "\x1b" not in said
