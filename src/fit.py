@@ -76,7 +76,7 @@ def fit(system: System, data: AdData, config: dict[str, Any]) -> dict[str, float
     tests = sizes["test"] > 0 and config["trainer"].get("limit_test_batches") != 0
     if weights == "best" and not sizes["val"]:
         raise ConfigError("weights=best needs validation, but the val split has no records.")
-    keeper = LastCheckpoint(out / "last.ckpt", config.get("checkpoint_every", 200))
+    keeper = LastCheckpoint(out / "last.ckpt", config.get("checkpoint_every", 200), data.source.fingerprint())
     updates = FiniteUpdates(config.get("nonfinite", "stop"))
     if config.get("init") and system.own_layout:
         raise ConfigError(f"init={config['init']}: the initial weights of a generator are those of generator.folder.")

@@ -3,8 +3,8 @@
 Training computes missing maps again in every epoch; with many images it is faster to compute them once. The networks of
 `data.transforms.perceived` write `MAPS/depth/<key>.png` (white is near) and `MAPS/saliency/<key>.png`: 8-bit PNG with
 the aspect ratio of the image, `data.size` px along the longer side. Use them with `data.depth=MAPS/depth
-data.saliency=MAPS/saliency`. `MAPS/manifest.jsonl` lists them by key: the same command resumes an interrupted run, and
-computes the maps of new images.
+data.saliency=MAPS/saliency`. `MAPS/manifest.jsonl` lists them by key, with a hash of the size and the time of change of
+the row's files: the same command resumes an interrupted run, and computes the maps of new and changed images.
 Exit code 0: all maps are computed; 1: some images cannot be read; 2: nothing can be computed.
 """
 
@@ -12,6 +12,7 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -41,8 +42,10 @@ FREE = (
 )  # may change
 
 
-def perceive(data: AdData, split: str, keys: dict[int, str], output: RunOutput, device: torch.device) -> None:
-    """Writes the maps of some rows of a split; `keys`: key by row."""
+def perceive(
+    data: AdData, split: str, keys: dict[int, str], states: dict[str, str], output: RunOutput, device: torch.device
+) -> None:
+    """Writes the maps of some rows of a split; `keys`: key by row; `states`: of the files by key."""
     rows, waiting = data.split(split), iter(keys.items())
     with ThreadPoolExecutor() as pool, progress_bar(len(keys), desc=split) as bar:
         for batch in data.batches(split, device, rows=list(keys)):
@@ -52,7 +55,7 @@ def perceive(data: AdData, split: str, keys: dict[int, str], output: RunOutput, 
                 if found != key:  # the data set replaces a row that cannot be read by another one
                     failed.append(FailedRow(row + 1, key, "", f"cannot be read (split {split})"))
                     continue
-                made.append({"key": key} | {field: map_name(field, key) for field in maps})
+                made.append({"key": key, "state": states[key]} | {field: map_name(field, key) for field in maps})
                 unfitted = rows.unfitted(row, {field: values[index] for field, values in maps.items()})
                 files |= {output.out / map_name(field, key): values for field, values in unfitted.items()}
             list(pool.map(write, files, files.values()))
@@ -89,10 +92,18 @@ def main(config: DictConfig) -> int:
         check_names(out, field_names)
     files = (out / name for field_names in names.values() for name in field_names.values())
     output = RunOutput(out, settings | {"precision": config.precision}, resume=True, files=files)
-    done = output.results(lambda row: all((out / name[row["key"]]).is_file() for name in names.values()))
+    states = {key: data.split(split).state(row) for split, rows in keys.items() for row, key in rows.items()}
+
+    def kept(row: dict[str, Any]) -> bool:
+        key = row["key"]
+        return (
+            key in states and row.get("state") == states[key] and all((out / n[key]).is_file() for n in names.values())
+        )
+
+    done = output.results(kept)
     for split, rows in keys.items():
         with precision:
-            perceive(data, split, {row: key for row, key in rows.items() if key not in done}, output, device)
+            perceive(data, split, {row: key for row, key in rows.items() if key not in done}, states, output, device)
     return output.report(f"images with {' and '.join(data.lacking)} in {out}")
 
 

@@ -344,6 +344,17 @@ def test_resuming_with_another_configuration_is_refused_by_key(tmp_path):
     assert "num_workers" not in str(error.value)  # may change: the result does not depend on it
 
 
+def test_resuming_on_data_whose_contents_changed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Digits, "fingerprint", lambda self: "a")
+    train(tmp_path, max_epochs=1)
+    train(tmp_path, True, max_epochs=1)
+    before = (tmp_path / "last.ckpt").read_bytes()
+    monkeypatch.setattr(Digits, "fingerprint", lambda self: "b")
+    with pytest.raises(ValueError, match=r"last\.ckpt was trained on other records: the contents of the data set"):
+        train(tmp_path, True, max_epochs=1)
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
 def test_resuming_with_other_batches_a_step_is_refused(tmp_path):
     train(tmp_path, max_epochs=1)
     with pytest.raises(ValueError, match=r"settings \(trainer\.accumulate_grad_batches \(None -> 2\)\)"):

@@ -73,6 +73,15 @@ def test_what_is_there_is_kept_and_what_is_missing_or_new_is_computed(root, nets
     assert maps(tmp_path / "maps") == made | {f"depth/part_00/new{i}.png" for i in range(3)}
     kept = {name for name in made if (tmp_path / "maps" / name).stat().st_mtime_ns == first[name]}
     assert kept == made - {gone}
+    before = (tmp_path / "maps/depth/part_00/new0.png").read_bytes()
+    with Image.open(root / "part_00/new0.jpg") as image:  # replaced under its name
+        image.rotate(180).save(root / "part_00/new0.jpg")
+    (root / "part_00/new1.jpg").unlink()
+    (root / "label.txt").write_text((root / "label.txt").read_text().replace("part_00/new1.jpg\t1\n", ""))
+    (tmp_path / "maps/depth/part_00/new1.png").unlink()
+    assert command(monkeypatch, *words) == 0
+    assert "22 images with depth in" in capsys.readouterr().out
+    assert (tmp_path / "maps/depth/part_00/new0.png").read_bytes() != before
     rows = [json.loads(line) for line in (tmp_path / "maps/manifest.jsonl").read_text().splitlines()]
     assert {row["depth"] for row in rows} == maps(tmp_path / "maps")
 

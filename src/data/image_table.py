@@ -8,7 +8,7 @@ from PIL import Image
 from src.data.ads import Row, RowError, Table
 from src.data.batch import Record
 from src.data.images import decoded
-from src.data.splits import SPLITS, Source, Split, stamp
+from src.data.splits import SPLITS, Source, Split, digest, stamp
 
 
 class ImageTable(Source):
@@ -55,6 +55,10 @@ class ImageTable(Source):
         if name not in SPLITS:
             raise ValueError(f"No split {name!r}; choose from {', '.join(SPLITS)}.")
         return ImageRows(self, self.rows[name])
+
+    def fingerprint(self) -> str:
+        """Of the table's bytes, and of the sizes and times of change of its files."""
+        return digest([self.table.fingerprint, self.table.contents()])
 
 
 class ImageRows(Split):

@@ -19,7 +19,7 @@ from src.data.preference_formats import FORMATS, Choice, read_choices
 from src.data.quarantine import Quarantine
 from src.data.richhf_format import find_images
 from src.data.showroom.world import Showroom
-from src.data.splits import SPLITS, Source, Split, stamp
+from src.data.splits import SPLITS, Source, Split, digest, stamp
 from src.runtime.command import example_command
 from src.runtime.files import new_folder, write_json
 
@@ -103,6 +103,14 @@ class Preferences(Source):
         if name not in self.choices:
             raise ValueError(f"No split {name!r}; choose from {', '.join(self.choices)}.")
         return Rows(self, name)
+
+    def fingerprint(self) -> str:
+        """Of the choices, prompts and names of the images by split."""
+        return digest(
+            repr(choice._replace(file=choice.file.name, images=tuple(map(os.path.basename, choice.images))))
+            for choices in self.choices.values()
+            for choice in choices
+        )
 
     def fault(self, file: Path, number: int, reason: str) -> None:
         """Raises ValueError for a bad entry, or adds it to the quarantine file."""

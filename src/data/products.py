@@ -12,7 +12,7 @@ from PIL import Image
 from src.data.batch import Record
 from src.data.product_prompts import ProductError, ProductPrompt, placed, read_product_prompts
 from src.data.showroom.world import GROUPS, Showroom, group_of
-from src.data.splits import Source, Split, stamp
+from src.data.splits import Source, Split, digest, stamp
 from src.runtime.command import example_command
 from src.runtime.files import new_folder
 
@@ -63,6 +63,10 @@ class Products(Source):
 
     def split(self, name: str) -> "PlacedProducts":
         return PlacedProducts(self.found[name], self.size, self.scale, self.centre)
+
+    def fingerprint(self) -> str:
+        """Of keys, prompts, titles and the bytes of the images by split."""
+        return digest(part for orders in self.found.values() for order in orders for part in (order.key, order.stamp))
 
 
 class PlacedProducts(Split):

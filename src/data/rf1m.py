@@ -22,7 +22,7 @@ from src.data.images import BROKEN, FITS, check_canvas, decoded, opened, reason,
 from src.data.labels import NAMES, UNSUITABLE, read_labels, read_texts
 from src.data.module import AdData
 from src.data.quarantine import Quarantine
-from src.data.splits import SPLITS, Source, Split, split_by_files, split_by_hash, stamp
+from src.data.splits import SPLITS, Source, Split, digest, split_by_files, split_by_hash, stamp
 from src.runtime.command import example_command
 from src.runtime.files import new_folder
 from src.runtime.progress import progress_bar
@@ -124,6 +124,15 @@ class RF1M(Source):
     def split(self, name: str) -> "Rows":
         return Rows(self, self.rows[name], name == "train" and self.on_error == "skip")
 
+    def fingerprint(self) -> str:
+        """Of keys, labels and texts by split."""
+        texts = self.texts.values()
+        return digest(
+            part
+            for rows in self.rows.values()
+            for part in (self.keys[rows].tobytes(), self.label[rows].tobytes(), *("\0".join(t[rows]) for t in texts))
+        )
+
     def record(self, row: int) -> Record:
         """One row of the table, images as uint8 (channels, size, size). Raises ValueError naming the bad file."""
         record: Record = {"key": self.key(row), "label": int(self.label[row])}
@@ -166,7 +175,7 @@ class RF1M(Source):
         """Drops the `rows` to keep that cannot be read; those read before, of unchanged files, are not read again."""
         rows, file = rows[keep[rows]], self.cache / f"{self.table.name}.verified.npz"
         seen = load_arrays(file).get("marks", np.empty(0, np.uint64))
-        marks = np.fromiter(map(self._mark, rows), np.uint64, len(rows))
+        marks = np.fromiter(map(self.mark, rows), np.uint64, len(rows))
         unseen = np.flatnonzero(~np.isin(marks, seen))
         readable = np.zeros(len(rows), bool)
         try:
@@ -187,7 +196,7 @@ class RF1M(Source):
             return str(error)
         return ""
 
-    def _mark(self, row: int) -> int:
+    def mark(self, row: int) -> int:
         """A 64-bit hash that changes with the files of a row."""
         states = []
         for field, images in self.images.items():
@@ -220,6 +229,9 @@ class Rows(Split):
 
     def keys(self) -> list[str]:
         return [self.source.key(row) for row in self.rows.tolist()]
+
+    def state(self, index: int) -> str:
+        return f"{self.source.mark(int(self.rows[index])):016x}"
 
     def unfitted(self, index: int, maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         canvas = opened(self.source.images["image"].read(int(self.rows[index])), "image").size

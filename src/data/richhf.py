@@ -33,7 +33,7 @@ from src.data.richhf_format import (
 )
 from src.data.showroom.text import words
 from src.data.showroom.world import Showroom
-from src.data.splits import SPLITS, Source, Split
+from src.data.splits import SPLITS, Source, Split, digest
 from src.data.tfrecord import TFRecordFile, Values, write_tfrecord
 from src.runtime.command import example_command
 from src.runtime.files import new_folder
@@ -117,6 +117,11 @@ class RichHF(Source):
         if name not in self.rows:
             raise ValueError(f"No split {name!r}; there is {', '.join(self.rows)}.")
         return Rows(self, name)
+
+    def fingerprint(self) -> str:
+        """Of prompts, scores and labels by split."""
+        rows = (row for rows in self.rows.values() for row in rows)
+        return digest(repr(row._replace(image=Path(row.image).name)) for row in rows)
 
     def fault(self, file: Path, number: int, key: str, reason: str) -> None:
         """Raises ValueError for a bad record, or adds it to the quarantine file."""

@@ -3,7 +3,7 @@
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from pathlib import Path
 
@@ -34,6 +34,10 @@ class Split(Dataset, ABC):
         """The key of every record."""
         return [self[index]["key"] for index in range(len(self))]
 
+    def state(self, index: int) -> str:
+        """Changes whenever the files of record `index` do; here it has none."""
+        return ""
+
     def unfitted(self, index: int, maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Maps (height, width) of the image of record `index`, in the shape of its file; here the record's own."""
         return maps
@@ -54,6 +58,19 @@ class Source(ABC):
     @abstractmethod
     def split(self, name: str) -> Split:
         """The records of "train", "val" or "test"."""
+
+    def fingerprint(self) -> str:
+        """Changes whenever the records do, wherever they lie; here they depend on the settings alone."""
+        return ""
+
+
+def digest(parts: Iterable[bytes | str]) -> str:
+    """A hash of the parts in their order."""
+    found = blake2b(digest_size=16)
+    for part in parts:
+        data = part if isinstance(part, bytes) else part.encode(errors="surrogatepass")
+        found.update(len(data).to_bytes(8, "little") + data)
+    return found.hexdigest()
 
 
 def stamp(data: bytes) -> int:

@@ -33,6 +33,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16}
 SHOWN = 5  # keys named in an error
 Kind = TypeVar("Kind", bound=System)
 ROOT = Path(__file__).parents[2]
+_LOADING: list[Path] = []  # the folders that are being loaded: the configuration of each may load others
 
 
 def located(name: str | Path) -> Path:
@@ -102,6 +103,9 @@ def load(folder: str | Path, kind: type[Kind] = System) -> Kind:
     """
     folder = located(folder)
     node = model_config(folder)
+    if (place := folder.resolve()) in _LOADING:
+        raise ValueError(f"{folder / CONFIG}: the configuration loads its own folder.")
+    _LOADING.append(place)
     try:
         for name, target in targets(node):
             if not (isinstance(target, type) and issubclass(target, nn.Module)) and not hasattr(target, "loadable"):
@@ -113,6 +117,8 @@ def load(folder: str | Path, kind: type[Kind] = System) -> Kind:
             system = build(node)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from error
+    finally:
+        _LOADING.pop()
     if not isinstance(system, kind):
         raise ValueError(f"{folder} holds {type(system).__name__}, not {kind.__name__}.")
     if not system.own_layout:

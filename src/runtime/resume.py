@@ -86,15 +86,16 @@ def batches_trained(trainer: L.Trainer) -> int:
 class LastCheckpoint(Callback):
     """Keeps `path` the state of a recent step: every `every` optimizer steps, and at the end of training.
 
-    A non-finite state is never saved: it stops the run with a ValueError and keeps the last good state.
+    A non-finite state is never saved: it stops the run with a ValueError and keeps the last good state. `data` is the
+    fingerprint of the data set; a state of other data is not resumed.
     It saves when the next batch is about to start: then everything that belongs to the step before (schedulers,
     validation, the best checkpoint) is done, so nothing is skipped or done twice on resuming.
     """
 
-    def __init__(self, path: Path, every: int):
+    def __init__(self, path: Path, every: int, data: str = ""):
         if every < 1:
             raise ValueError(f"checkpoint_every={every} must be at least 1.")
-        self.path, self.every = path, every
+        self.path, self.every, self.data = path, every, data
         self.saved = -1  # the optimizer step of the file; the first is step 0, so that a full disk is noticed at once
         self.seconds = 0.0  # spent training up to the file
         self._since = time.monotonic()
@@ -131,13 +132,18 @@ class LastCheckpoint(Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint["steps_logged"] = trainer.fit_loop.epoch_loop._batches_that_stepped
-        checkpoint["world_size"] = trainer.world_size
+        checkpoint["world_size"], checkpoint["data"] = trainer.world_size, self.data
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if (processes := checkpoint.get("world_size", trainer.world_size)) != trainer.world_size:
             raise ValueError(
                 f"{self.path} was trained by {processes} processes, these are {trainer.world_size}: batches would be "
                 f"seen twice or never. Resume with trainer.devices={processes}."
+            )
+        if checkpoint.get("data", self.data) != self.data:
+            raise ValueError(
+                f"{self.path} was trained on other records: the contents of the data set have changed. Restore them, "
+                "or start again in another out=FOLDER."
             )
         self._logged = checkpoint.get("steps_logged")
 

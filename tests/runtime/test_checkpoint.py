@@ -227,3 +227,16 @@ def test_a_shipped_folder_is_found_from_any_working_folder_but_ones_own_comes_fi
     (tmp_path / "checkpoints/depth").mkdir(parents=True)
     assert checkpoint.located("checkpoints/depth") == Path("checkpoints/depth")
     assert checkpoint.located("Intel/dpt-large") == Path("Intel/dpt-large")
+
+
+def test_configurations_that_load_themselves_are_refused(tmp_path):
+    for name, other in (("a", "./"), ("b", "../c"), ("c", "../b")):
+        (tmp_path / name).mkdir()
+        node = {
+            "_target_": "src.runtime.checkpoint.load",
+            "folder": other if other == "./" else str(tmp_path / name / other),
+        }
+        (tmp_path / name / "config.yaml").write_text(json.dumps({"model": node}))
+    for name in ("a", "b", "a"):
+        with pytest.raises(ValueError, match=r"config\.yaml: the configuration loads its own folder"):
+            checkpoint.load(tmp_path / name)
