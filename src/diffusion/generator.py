@@ -36,6 +36,7 @@ from src.data.batch import Batch
 from src.diffusion import residual_autoencoder
 from src.diffusion.canny import outline
 from src.diffusion.noise import keyed_noise
+from src.diffusion.parts import check_parts, check_schedule
 from src.diffusion.residual_autoencoder import ResidualAutoencoder
 from src.runtime.checkpoint import CONFIG, located, model_config
 
@@ -95,23 +96,15 @@ class Generator(nn.Module):
         super().__init__()
         if num_steps < 1 or dilation < 0:
             raise ValueError(f"num_steps={num_steps} must be at least 1, and dilation={dilation} at least 0.")
-        kind = scheduler.config.get("prediction_type", "epsilon")
-        if kind not in ("epsilon", "v_prediction"):
-            raise ValueError(f"the scheduler's prediction_type is {kind}; supported: epsilon, v_prediction.")
-        if scheduler.config.get("rescale_betas_zero_snr") and kind == "epsilon":
-            raise ValueError("the scheduler's rescale_betas_zero_snr needs prediction_type v_prediction.")
-        if unet.config.get("in_channels") != vae.config.get("latent_channels"):
-            raise ValueError(
-                f"the UNet has {unet.config.get('in_channels')} input channels, the VAE "
-                f"{vae.config.get('latent_channels')} latent channels; inpainting UNets (9 channels) are not supported."
-            )
+        check_parts(tokenizer, text_encoder, vae, unet, controlnet, scheduler)
         self.tokenizer, self.scheduler = tokenizer, scheduler
         self.text_encoder, self.vae, self.unet, self.controlnet = text_encoder, vae, unet, controlnet
         for net in (unet, controlnet):
             net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # fastest for convolutions
         self.num_steps, self.guidance_scale, self.control_scale = num_steps, guidance_scale, control_scale
         self.negative_prompt, self.dilation, self.backdrop = negative_prompt, dilation, backdrop
-        self.kind, self.origin = kind, ""  # folder or hub id it was loaded from
+        self.kind = scheduler.config.get("prediction_type", "epsilon")
+        self.origin = ""  # folder or hub id it was loaded from
         scheduler.set_timesteps(num_steps)
         self.timesteps: list[int] = scheduler.timesteps.tolist()
         last = scheduler.final_alpha_cumprod.double().reshape(1)
@@ -165,7 +158,8 @@ class Generator(nn.Module):
             background = F.max_pool2d(background, size, stride=1, padding=size // 2)
         background = F.interpolate(background, size=latents.shape[-2:])
         noise = keyed_noise(seed, batch["key"], latents.shape[1:]).to(latents)
-        text = self.words([self.negative_prompt] * len(product) + list(batch["prompt"]))
+        names = ["the negative prompt"] * len(product) + [f"the prompt of {key}" for key in batch["key"]]
+        text = self.words([self.negative_prompt] * len(product) + list(batch["prompt"]), names)
         return Conditions(text, outline(product).to(latents), product, latents, background, noise)
 
     @torch.no_grad()
@@ -189,12 +183,13 @@ class Generator(nn.Module):
         coded = retrieve_latents(self.vae.encode((2 * images - 1).to(self.vae.dtype)), sample_mode="argmax")
         return coded.to(images.dtype) * self.vae.config["scaling_factor"]
 
-    def words(self, prompts: Sequence[str]) -> Tensor:
-        """Hidden states of the text encoder (prompts, words, width)."""
+    def words(self, prompts: Sequence[str], names: Sequence[str] = ()) -> Tensor:
+        """Hidden states of the text encoder (prompts, words, width); `names`: of the prompts, for the warning."""
         length = self.tokenizer.model_max_length
-        for prompt, ids in zip(prompts, self.tokenizer(list(prompts), verbose=False).input_ids, strict=True):
+        for number, ids in enumerate(self.tokenizer(list(prompts), verbose=False).input_ids):
             if len(ids) > length:
-                warnings.warn(f"{prompt!r} is truncated to {length} tokens.", stacklevel=2)
+                name, start = names[number] if names else "a prompt", " ".join(prompts[number].split()[:6])
+                warnings.warn(f"{name} is truncated to {length} tokens: {start} ...", stacklevel=2)
                 break
         ids = self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
@@ -322,10 +317,11 @@ def load_generator(
     `controlnet`: a ControlNet, or a folder or hub id, which is used only if `folder` has no ControlNet of its own.
     Betas and prediction type come from the folder's scheduler, whatever its class; sampling is DDIM without clipping,
     with leading timesteps, or trailing ones with rescale_betas_zero_snr (Lin et al. 2024, arXiv 2305.08891).
-    Raises ValueError naming the folder and the part that is missing or cannot be read.
+    Raises ValueError naming the folder and the part that is missing or cannot be read, and parts that do not fit.
     """
     ddim: Any = DDIMScheduler
     noise = part_of(DDIMScheduler, folder, "scheduler").config
+    check_schedule(ddim.load_config(str(located(folder)), subfolder="scheduler"), f"{folder}/scheduler")
     spacing = "trailing" if noise["rescale_betas_zero_snr"] else "leading"
     edges: Any = controlnet
     if not isinstance(controlnet, ControlNetModel):

@@ -283,8 +283,10 @@ def test_a_prompt_that_is_cut_and_a_foreign_size_are_told():
     painter, batch = tiny.generator(), tiny.ads(1, size=32)
     with pytest.warns(UserWarning, match="products of 32 px: this generator was trained on 64 px"):
         painter.encode(batch)
-    with pytest.warns(UserWarning, match="'a a a .* is truncated to 24 tokens"):
+    with pytest.warns(UserWarning, match=r"^a prompt is truncated to 24 tokens: a a a a a a \.\.\.$"):
         painter.words(["a " * 30])
+    with pytest.warns(UserWarning, match=r"^the prompt of ad1 is truncated to 24 tokens: a red a red a red \.\.\.$"):
+        painter.encode(tiny.ads(2) | {"prompt": ["b", "a red " * 100]})
 
 
 def test_a_folder_that_is_none_is_told_at_once(tmp_path):
