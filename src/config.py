@@ -26,8 +26,11 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 CONF = Path(__file__).parent.parent / "conf"
-# Keys whose values are paths.
-PATHS = ("out", "table", "folder", "products", "prompts", "checkpoint", "root", "cache")
+# Keys whose values are paths or texts.
+TEXTS = (
+    "out", "table", "folder", "products", "prompts", "checkpoint", "root", "cache", "maps", "scores", "init",
+    "quarantine", "titles", "depth", "saliency", "negative_prompt", "identifier",
+)  # fmt: skip
 
 
 class ConfigError(ValueError):
@@ -82,10 +85,12 @@ class _File(NamedTuple):
 
 def _compose(entry: str, words: list[str], root: Path) -> DictConfig:
     """The configuration, possibly with missing values."""
+    if not root.is_dir():
+        raise ConfigError(f"the folder {root} is missing; install the project with `pip install -e .`")
     folders = [path.name for path in root.iterdir() if path.is_dir()]
     picks: dict[str, str | None] = {}
     nodes: list[tuple[str, Any]] = []
-    values: list[tuple[str, Any]] = []
+    values: list[tuple[str, str]] = []
     for word in words:
         key, equals, text = word.partition("=")
         if not key or not equals:
@@ -95,11 +100,12 @@ def _compose(entry: str, words: list[str], root: Path) -> DictConfig:
         if key in folders:
             picks[key] = None if text in ("", "null") else text
             continue
-        value, group = _parse(word, text), key.rpartition(".")[2]
-        if group in folders and isinstance(value, str) and "${" not in value:
-            nodes.append((word, _node(root, group, value)))
+        group = key.rpartition(".")[2]
+        name = _parse(word, text) if group in folders else None
+        if isinstance(name, str) and "${" not in name:
+            nodes.append((word, _node(root, group, name)))
         else:
-            values.append((word, value))
+            values.append((word, text))
 
     base = _read(root, "", entry)
     experiment = _read(root, "experiment", picks.pop("experiment", None))
@@ -118,11 +124,10 @@ def _compose(entry: str, words: list[str], root: Path) -> DictConfig:
     for group, file in reversed([*files.items(), ("", base)]):
         _merge(config, file.overrides, free, f"{group}/{file.name}.yaml, overrides")
     _merge(config, experiment.overrides | (experiment.body or {}), free, f"experiment/{experiment.name}.yaml")
-    nested: Any
-    for word, nested in [*nodes, *values]:
-        for part in reversed(word.partition("=")[0].split(".")):
-            nested = {int(part) if part.isdecimal() else part: nested}
-        _merge(config, nested, free, word)
+    for word, node in nodes:
+        _set(config, word, node, free)
+    for word, text in values:
+        _set(config, word, _parse(word, text, _old(config, word)), free)
     config["choices"] = {group: file.name for group, file in files.items()}
     if experiment.name:
         config["choices"]["experiment"] = experiment.name
@@ -174,6 +179,24 @@ def _merge(base: dict[str, Any], values: dict[str, Any], free: set[str] | None, 
         base[key] = deepcopy(new)
 
 
+def _set(config: dict[str, Any], word: str, value: Any, free: set[str]) -> None:
+    """Merges the value of a word at its place."""
+    for part in reversed(_parts(word)):
+        value = {part: value}
+    _merge(config, value, free, word)
+
+
+def _old(config: Any, word: str) -> Any:
+    """The value before a word sets it; None if there is none."""
+    for part in _parts(word):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config
+
+
+def _parts(word: str) -> list[str | int]:
+    return [int(part) if part.isdecimal() else part for part in word.partition("=")[0].split(".")]
+
+
 def _alike(old: Any, new: Any) -> bool:
     return isinstance(old, dict) and isinstance(new, dict) and new.get("_target_") in (None, old.get("_target_"))
 
@@ -200,13 +223,21 @@ def _free(node: dict, prefix: str = "") -> set[str]:
     return {name for name, value in _keys(node, prefix).items() if value is None or value == {}}
 
 
-def _parse(word: str, text: str) -> Any:
-    """The value of a word as YAML. Paths, and `a: b` without braces, stay strings."""
-    if word.partition("=")[0].rpartition(".")[2] in PATHS and text not in ("", "null"):
+def _parse(word: str, text: str, old: Any = None) -> Any:
+    """The value of a word as YAML.
+
+    These stay texts as they are: paths and texts (TEXTS), what replaces a text and would be a number, `a: b` without
+    braces, and what YAML takes for a comment.
+    """
+    given = text not in ("", "null")
+    if given and _parts(word)[-1] in TEXTS and (old is None or isinstance(old, str)):
         return text
     with _one_line_errors(word):
         value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore
-    return text if isinstance(value, dict) and not text.lstrip().startswith("{") else value
+    mapping = isinstance(value, dict) and not text.lstrip().startswith("{")
+    number = isinstance(old, str) and not old.startswith("${") and isinstance(value, bool | int | float)
+    cut = given and isinstance(value, str | None) and f" {text}".count(" #") and text[0] not in "'\""
+    return text if mapping or number or cut else value
 
 
 def _keys(node: dict, prefix: str = "") -> dict[str, Any]:

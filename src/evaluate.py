@@ -17,6 +17,7 @@ from src.build import build
 from src.data.module import AdData
 from src.runtime.checkpoint import METRICS, load
 from src.runtime.command import command
+from src.runtime.device import check_accelerator
 from src.runtime.files import json_numbers, new_file, write_json
 from src.runtime.progress import comparison
 from src.runtime.system import System
@@ -39,6 +40,7 @@ def evaluate(
 @command("evaluate")
 def main(config: DictConfig) -> None:
     file = config.out and new_file(Path(config.out) / METRICS)
+    check_accelerator(config.trainer.accelerator)
     L.seed_everything(config.seed, verbose=False)
     folders = [str(folder) for folder in (config.checkpoint, *config.compare)]
     systems, data = {folder: load(folder) for folder in folders}, build(config.data)

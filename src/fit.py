@@ -28,8 +28,9 @@ from src.config import ConfigError, plain
 from src.data.module import AdData
 from src.data.splits import SPLITS
 from src.runtime import checkpoint
+from src.runtime.card import without_folders
 from src.runtime.command import command
-from src.runtime.device import machine
+from src.runtime.device import check_accelerator, machine
 from src.runtime.finite import FiniteUpdates
 from src.runtime.progress import Lines, duration, table
 from src.runtime.resume import AtomicIO, LastCheckpoint, StepSeed, open_run
@@ -51,6 +52,10 @@ def run(config: dict[str, Any]) -> dict[str, float]:
     for group in ("model", "data"):
         if not config[group]:
             raise ConfigError(f"{group}=null: choose a {group}.")
+    trainer = config["trainer"]
+    check_accelerator(trainer["accelerator"])
+    if 0 in (trainer["max_steps"], trainer["max_epochs"]):
+        raise ConfigError("trainer.max_steps=0 or trainer.max_epochs=0: there is nothing to train.")
     L.seed_everything(config["seed"], verbose=False)
     return fit(build(config["model"]), build(config["data"]), config)
 
@@ -148,7 +153,7 @@ def describe(
 ) -> dict[str, str]:
     """The texts of the model card; `asked`: number of test rows that are measured."""
     source = data.source
-    words = [word for word in sys.argv[1:] if not word.startswith(("out=", "resume="))]
+    words = [without_folders(word) for word in sys.argv[1:] if not word.startswith(("out=", "resume="))]
     counts = ", ".join(f"{size} {name}" for name, size in sizes.items())
     counts += f", of which {asked} are measured" if 0 < asked < sizes.get("test", 0) else ""
     return {

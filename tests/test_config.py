@@ -24,7 +24,7 @@ TREE = {
         defaults: {model: small, data: toys, trainer: plain, reward: null}
         seed: 0
         resume: false
-        init: null
+        extra: null
         out: runs/${choices.model}
         """,
     "score": "{defaults: {reward: '???'}, table: '???', batch_size: 32}",
@@ -182,16 +182,27 @@ def test_a_word_whose_key_ends_in_a_group_selects_a_file_for_that_place(root: Pa
     ],
 )
 def test_words_are_yaml(root: Path, text: str, value: object) -> None:
-    config = compose("fit", [f"init={text}"], root)
-    assert config.init == value
-    assert type(OmegaConf.to_container(config)["init"]) is type(value)  # type: ignore[index]
+    config = compose("fit", [f"extra={text}"], root)
+    assert config.extra == value
+    assert type(OmegaConf.to_container(config)["extra"]) is type(value)  # type: ignore[index]
 
 
 @pytest.mark.parametrize("text", ["2024", "001", "#1", "a: b", "[x]", "1e3", "null ", "x=y"])
 def test_paths_are_texts(root: Path, text: str) -> None:
     config = compose("fit", [f"out={text}", "data=files", f"data.root={text}"], root)
     assert (config.out, config.data.root) == (text, text)
+    assert compose("fit", [f"trainer.logger.titles={text}"], root).trainer.logger.titles == text
     assert compose("fit", ["out=null"], root).out is None
+
+
+@pytest.mark.parametrize("text", ["2024", "001", "1e3", "true", "#1", "a #1", "text: logo"])
+def test_what_replaces_a_text_is_a_text(root: Path, text: str) -> None:
+    write(root, {"data/named": "{size: 16, name: null, colour: red, number: '${data.size}', depth: 3}"})
+    config = compose("fit", ["data=named", f"data.colour={text}", "data.number=7", "data.depth=4"], root)
+    assert config.data == {"size": 16, "name": None, "colour": text, "number": 7, "depth": 4}
+    assert compose("fit", ["data=named", "data.colour='#1'"], root).data.colour == "#1"
+    assert compose("fit", ["data=named", "data.colour="], root).data.colour is None
+    assert "takes one value, not the list" in refusal(root, "data=named", "data.colour=[x]")
 
 
 def test_a_colon_in_a_text_makes_no_mapping(root: Path) -> None:
@@ -219,16 +230,16 @@ def test_switching_a_group_replaces_its_node(root: Path) -> None:
 
 def test_interpolation(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLACE", "/env")
-    config = compose("fit", ["data=rooms", "init=${out}/x", "data.styles=['${oc.env:PLACE}']"], root)
-    assert (config.model.size, config.out, config.init, config.data.styles) == (
+    config = compose("fit", ["data=rooms", "extra=${out}/x", "data.styles=['${oc.env:PLACE}']"], root)
+    assert (config.model.size, config.out, config.extra, config.data.styles) == (
         64,
         "runs/small",
         "runs/small/x",
         ["/env"],
     )
     assert build(config.model.size) == 64
-    assert "nope" in refusal(root, "init=${nope}")
-    assert "NOT_SET" in refusal(root, "init=${oc.env:NOT_SET}")
+    assert "nope" in refusal(root, "extra=${nope}")
+    assert "NOT_SET" in refusal(root, "extra=${oc.env:NOT_SET}")
 
 
 def test_lists_replace_lists_and_free_mappings_grow(root: Path) -> None:
@@ -238,7 +249,7 @@ def test_lists_replace_lists_and_free_mappings_grow(root: Path) -> None:
     assert config.model.widths == [4]
     assert config.model.kwargs == {"a": 1, "b": {"c": 2}}
     assert config.trainer.logger == {"name": "x"}
-    assert compose("fit", ["init={2: a}", "init.2=b"], root).init == {2: "b"}
+    assert compose("fit", ["extra={2: a}", "extra.2=b"], root).extra == {2: "b"}
     assert compose("fit", ["experiment=paper", "model.kwargs.a=1"], root).model.kwargs == {"heads": 4, "a": 1}
 
 
@@ -269,14 +280,14 @@ def test_compositions_do_not_share_state(root: Path) -> None:
         (["model=../data/toys"], ["no such choice"]),
         (["model.lrr=1"], ["'model.lrr'", "nearest: model.lr"]),
         (["lr=1"], ["'lr'", "nearest: model.lr"]),
-        (["xyzzy=1"], ["'xyzzy'", "choices: data, init, model, out, resume, reward, seed, trainer"]),
+        (["xyzzy=1"], ["'xyzzy'", "choices: data, extra, model, out, resume, reward, seed, trainer"]),
         (["--seed=1"], ["'--seed'", "nearest: seed"]),
         (["small"], ["'small' is not key=value", "nearest: model=small"]),
         (["model"], ["'model' is not key=value"]),
         (["=3"], ["is not key=value"]),
         (["seed=1", ""], ["is not key=value"]),
-        (["init=[1,"], ["init=[1,"]),
-        (["init=${"], ["init=${"]),
+        (["extra=[1,"], ["extra=[1,"]),
+        (["extra=${"], ["extra=${"]),
         (["model.lr.x=1"], ["'model.lr' is 0.001 and has no keys"]),
         (["reward.weight=1"], ["'reward' is null and has no keys"]),
         (["model.encoder=3"], ["'model.encoder' is a mapping", "depth"]),
@@ -353,7 +364,7 @@ def test_help(root: Path) -> None:
         "data.root=???",
         "model.lr=0.001",
         "model.kwargs={}",
-        "init=null",
+        "extra=null",
         "out=runs/${choices.model}",
     ):
         assert f"  {key}" in lines

@@ -17,9 +17,10 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from src.config import compose, plain
 from src.data.module import AdData
 from src.data.splits import Source
-from src.fit import fit
+from src.fit import fit, run
 from src.runtime.resume import AtomicIO
 from src.runtime.system import System
 from tests.data.records import Records
@@ -325,6 +326,11 @@ def test_a_start_that_failed_leaves_its_folder_free(tmp_path):
     (tmp_path / "config.yaml").rename(tmp_path / "a/config.yaml")  # of a run that never saved a state
     train(tmp_path / "a", max_epochs=1)
     assert (tmp_path / "a/checkpoint/model.safetensors").is_file()
+
+
+def test_a_run_without_steps_is_refused_before_anything_is_built():
+    with pytest.raises(ValueError, match=r"trainer\.max_steps=0 or trainer\.max_epochs=0: there is nothing to train"):
+        run(plain(compose("fit", ["trainer.max_steps=0", "data=rf1m", "data.root=nowhere"])))
 
 
 def test_splits_without_records_are_passed_over(tmp_path, monkeypatch):

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from src.data.batch import IMAGE_FIELDS, Batch
 from src.rewards.pixels import Picture, pixels
 
+RANGE = 0.05  # by which images may leave [0, 1]
+
 
 @dataclass(frozen=True)
 class Score:
@@ -47,13 +49,17 @@ class Reward(nn.Module, ABC):
         """The score of RGB `images` (batch, 3, height, width) in [0, 1] of any size; float32, also under autocast.
 
         `batch` has the other fields: titles, products, ...; `batch["image"]` is ignored. Rows are independent.
-        Raises ValueError naming a field that is missing or has another number of rows.
+        Raises ValueError for images far outside [0, 1], such as [0, 255] or [-1, 1], and naming a field that is missing
+        or has another number of rows.
         """
         name = type(self).__name__
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(
                 f"{name}: images are {images.dtype} {tuple(images.shape)}, not float (batch, 3, height, width)."
             )
+        low, high = (value.item() for value in images.detach().aminmax()) if images.numel() else (0, 1)
+        if low < -RANGE or high > 1 + RANGE:  # NaN passes, and gives a score that is not finite
+            raise ValueError(f"{name}: images must be in [0, 1], these are in [{low:.3g}, {high:.3g}].")
         if missing := sorted(self.fields - batch.keys()):
             raise ValueError(
                 f"{name} needs the field {', '.join(missing)}; the batch has {', '.join(sorted(batch)) or 'none'}."

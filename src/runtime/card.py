@@ -1,6 +1,8 @@
 """Model cards: the README.md of a checkpoint folder."""
 
+import re
 from collections.abc import Mapping
+from pathlib import PurePath
 
 from huggingface_hub import ModelCardData
 
@@ -11,6 +13,14 @@ ABOUT: tuple[str, ...] = ("title", "what", "use", "limits", "data", "command", "
 LOAD = """from src.runtime.checkpoint import load
 
 system = load("path/of/this/folder")  # in eval mode; every weight must fit"""
+
+
+def without_folders(word: str) -> str:
+    """A word of a command in which absolute paths, which are those of one machine, are replaced by their last names."""
+    key, equals, value = word.rpartition("=")
+    if value.startswith(("/", "~")):
+        return f"{key}{equals}{PurePath(value).name}"
+    return re.sub(r"(?<![\w.:/~])~?/(?:[^\s,'\"\[\]{}]*/)?", "", word)
 
 
 def card(system: System, metrics: Mapping[str, float | None], about: Mapping[str, str], dtype: str) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from yaml import YAMLError
 
 from src.build import build, loadable, targets
-from src.runtime.card import ABOUT, card
+from src.runtime.card import ABOUT, card, without_folders
 from src.runtime.files import atomic, json_numbers, write_json
 from src.runtime.system import System
 
@@ -199,7 +199,7 @@ def licence_of(folder: str | Path) -> str:
     told = re.search(r"^license: *(\S+)$", file.read_text(encoding="utf-8"), re.M) if file.is_file() else None
     if told and told[1] != "other":
         return "Apache-2.0" if told[1] == "apache-2.0" else told[1]
-    return f"Other: that of {folder}, from whose weights these were trained."
+    return f"Other: that of {without_folders(str(folder))}, from whose weights these were trained."
 
 
 def fingerprint(net: nn.Module, without: Container[str] = ()) -> str:

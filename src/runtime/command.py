@@ -38,11 +38,28 @@ def command(name: str) -> Callable[[Main], Callable[..., int]]:
     def decorate(main: Main) -> Callable[..., int]:
         @functools.wraps(main)
         def run(root: Path = CONF) -> int:
-            return exit_code(name, functools.partial(_composed, name, main, root))
+            return exit_code(name, functools.partial(_run, name, main, root))
 
         return run
 
     return decorate
+
+
+def answer_early(argv: list[str]) -> None:
+    """Exits if the words of `python -m src.<command>` ask for help or are wrong.
+
+    Otherwise Ctrl-C ends the process without a traceback until `exit_code` handles it.
+    """
+    module = argv[argv.index("-m") + 1] if "-m" in argv else ""
+    name = module.removeprefix("src.")
+    if module == name or not (CONF / f"{name}.yaml").is_file():
+        return
+    found: list[DictConfig | None] = []
+    code = exit_code(name, lambda: found.append(_composed(name, CONF)))
+    if code or found == [None]:
+        sys.exit(code)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def example_command(name: str, write: Callable[..., Path]) -> int:
@@ -62,6 +79,8 @@ def example_command(name: str, write: Callable[..., Path]) -> int:
 
 def exit_code(name: str, work: Callable[[], int | None]) -> int:
     """Runs `work`, prints its errors, and returns the exit code."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `answer_early`
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # an ASCII-only terminal must not end a run
@@ -86,12 +105,18 @@ def exit_code(name: str, work: Callable[[], int | None]) -> int:
         return 2
 
 
-def _composed(name: str, main: Main, root: Path) -> int | None:
+def _composed(name: str, root: Path) -> DictConfig | None:
+    """The configuration, or None if help was asked for, which is printed."""
     words = [word for word in sys.argv[1:] if word not in HELP]
-    if len(words) < len(sys.argv[1:]):
-        print(describe(name, words, root))
+    if len(words) == len(sys.argv[1:]):
+        return compose(name, words, root)
+    print(describe(name, words, root))
+    return None
+
+
+def _run(name: str, main: Main, root: Path) -> int | None:
+    if (config := _composed(name, root)) is None:
         return 0
-    config = compose(name, words, root)
     prepare(name, config)
     with locked(Path(config.out)) if _writes(config) else nullcontext():
         return main(config)

@@ -13,9 +13,16 @@ def torch_device(name: str | None) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=name or "null").device
+        return torch.empty(0, device=int(name) if name and name.isdecimal() else name or "null").device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={name or 'null'}: {str(error).splitlines()[0]}") from None
+
+
+def check_accelerator(name: str) -> None:
+    """Raises ValueError for an accelerator of Lightning that is not there, before anything is built for it."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not (there | {"gpu": any(there.values())}).get(name, True):
+        raise ValueError(f"trainer.accelerator={name}: there is none here; choose cpu or auto.")
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

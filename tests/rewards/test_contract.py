@@ -212,6 +212,9 @@ def test_pictures_that_are_none_are_refused(reward: Reward) -> None:
     for wrong in (images[0], images[:, :1], (images * 255).byte()):
         with pytest.raises(ValueError, match=r"not float \(batch, 3, height, width\)"):
             reward(wrong, batch)
+    for wrong in (255 * images, 2 * images - 1):
+        with pytest.raises(ValueError, match=r"images must be in \[0, 1\], these are in \["):
+            reward(wrong, batch)
 
 
 def test_the_yaml_lies_where_commands_find_it() -> None:

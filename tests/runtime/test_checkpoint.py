@@ -95,6 +95,7 @@ def test_the_licence_is_that_of_the_folders_card(folder, tmp_path):
     assert checkpoint.licence_of(folder) == "cc-by-nc-4.0"
     told = "Other: that of someone/painter, from whose weights these were trained."
     assert checkpoint.licence_of("someone/painter") == told
+    assert checkpoint.licence_of("/home/me/someone") == told.replace("someone/painter", "someone")
     card.write_text(card.read_text().replace("license: cc-by-nc-4.0", "license: other"))
     assert checkpoint.licence_of(folder).startswith("Other: that of ")
 

@@ -198,3 +198,16 @@ def test_an_example_is_written_into_an_empty_folder_only(tmp_path, monkeypatch, 
     assert (tmp_path / "set/label.txt").read_bytes() == before
     assert example(str(tmp_path / "set/label.txt/x")) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_help_and_typos_are_answered_before_torch_is_imported():
+    for words, code, told in ((["--help"], 0, "usage: python -m src.fit"), (["model=rfent"], 2, "nearest: rfnet")):
+        command = [sys.executable, "-X", "importtime", "-m", "src.fit", *words]
+        ended = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
+        assert ended.returncode == code
+        assert told in ended.stdout + ended.stderr
+        assert "omegaconf" in ended.stderr
+        assert "| torch\n" not in ended.stderr
+    command = f"'{sys.executable}' -m src.fit --help | true"
+    ended = subprocess.run(["bash", "-c", command], env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
+    assert ended.stderr == ""

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from src.runtime.device import autocast, torch_device
+from src.runtime.device import autocast, check_accelerator, torch_device
 
 
 def test_devices_and_precisions_are_checked_by_name():
@@ -10,6 +10,12 @@ def test_devices_and_precisions_are_checked_by_name():
     for name in ("abacus", None):
         with pytest.raises(ValueError, match=f"device={name or 'null'}: "):
             torch_device(name)
+    if not torch.cuda.is_available():
+        for name in ("cuda", "gpu"):
+            with pytest.raises(ValueError, match=f"trainer.accelerator={name}: there is none here; choose cpu or auto"):
+                check_accelerator(name)
+    check_accelerator("cpu")
+    check_accelerator("auto")
     with pytest.raises(ValueError, match="precision=int8: choose one of float32, bfloat16"):
         autocast(torch.device("cpu"), "int8")
     layer = torch.nn.Linear(2, 2)
