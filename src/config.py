@@ -1,7 +1,8 @@
 """The command line: YAML files under `conf/` and `key=value` words compose one closed configuration.
 
 - An entry (`conf/fit.yaml`) selects a file for each of its groups under `defaults:`. The content of the selected file,
-  `conf/model/rfnet.yaml`, is stored under the key `model`. `null` omits a group, `???` makes it required.
+  `conf/model/rfnet.yaml`, is stored under the key `model`. `null` omits a group, `???` makes it required; a word
+  may omit only a group that the entry omits, or that another group brings.
 - A group file may have its own `defaults:`, for groups after it in the entry's order and for new groups (under the name
   of its own group: the file it extends); and `overrides:`, merged at the root: `{trainer: {max_steps: 900}}`.
 - A word whose key only ends in the name of a folder of `conf/` selects a file for that place: `guidance.reward=rahf`
@@ -110,6 +111,9 @@ def _compose(entry: str, words: list[str], root: Path) -> DictConfig:
     base = _read(root, "", entry)
     experiment = _read(root, "experiment", picks.pop("experiment", None))
     picks = experiment.defaults | picks
+    for group in (group for group, name in base.defaults.items() if name is not None):
+        if picks.get(group, "") is None:
+            raise ConfigError(f"{group}=null: choose a {group}; {nearest(None, _choices(root, group))}")
     brought, files = {}, {}
     while group := next((name for name in base.defaults | brought if name not in files), None):
         files[group] = _read(root, group, (base.defaults | brought | picks)[group])

@@ -37,7 +37,7 @@ def evaluate(
     return {name.replace("test/", f"{split}/", 1): value for name, value in metrics.items()}
 
 
-@command("evaluate")
+@command("evaluate", "checkpoint")
 def main(config: DictConfig) -> None:
     file = config.out and new_file(Path(config.out) / METRICS)
     check_accelerator(config.trainer.accelerator)

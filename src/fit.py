@@ -37,7 +37,7 @@ from src.runtime.resume import AtomicIO, LastCheckpoint, StepSeed, open_run
 from src.runtime.system import System
 
 
-@command("fit")
+@command("fit", "out")
 def main(config: DictConfig) -> None:
     try:
         run(plain(config))
@@ -49,9 +49,6 @@ def main(config: DictConfig) -> None:
 
 def run(config: dict[str, Any]) -> dict[str, float]:
     """Trains by a plain configuration (`conf/fit.yaml`) and returns the test metrics."""
-    for group in ("model", "data"):
-        if not config[group]:
-            raise ConfigError(f"{group}=null: choose a {group}.")
     trainer = config["trainer"]
     check_accelerator(trainer["accelerator"])
     if 0 in (trainer["max_steps"], trainer["max_epochs"]):

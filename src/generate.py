@@ -10,7 +10,6 @@ Exit code 0: every product has an image; 1: some products failed; 2: nothing can
 """
 
 import math
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +36,6 @@ from src.runtime.files import atomic, check_names, write_json
 from src.runtime.progress import progress_bar
 from src.runtime.run_output import FailedRow, RunOutput
 
-SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, in file names or JSON with broken text
 PRODUCTS, TABLE, SUMMARY = "products", "images.csv", "summary.json"  # in the output folder
 COLUMNS = ("key", "image", "product", "prompt", "title", "value")
 FREE = ("batch_size", "resume", "device", "threads", "debug", "products", "prompts", "out")
@@ -50,11 +48,7 @@ def records(
     reader = reader_of_titles(rewards)
     for row, order in waiting.items():
         try:
-            texts = {"name": order.key, "prompt": order.prompt, "title": order.title}
-            if odd := [name for name, text in texts.items() if SURROGATE.search(text)]:
-                raise ProductError(f"the {odd[0]} is not valid UTF-8")
-            if not order.prompt:
-                raise ProductError("no prompt")
+            order.check()
             if reader and not order.title:
                 raise ProductError(f"no title, which {reader} needs")
             product = placed(order.file, size, config.scale, tuple(config.centre))
@@ -213,10 +207,8 @@ def lines(stats: dict[str, Any]) -> list[str]:
     return found
 
 
-@command("generate")
+@command("generate", "out", "products", "prompts")
 def main(config: DictConfig) -> int:
-    if config.generator is None or config.reward is None:
-        raise ValueError("generator and reward must not be null.")
     generator, reward = build(config.generator).eval().requires_grad_(False), build(config.reward)
     output, rows = generate(generator, reward, config, steering(config, reward))
     stats = summary(rows, least_value(reward, config.threshold), generator.num_steps)

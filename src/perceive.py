@@ -75,7 +75,7 @@ def map_name(field: str, key: str) -> str:
     return f"{field}/{stem if suffix.lower() in SUFFIXES else key}.png"
 
 
-@command("perceive")
+@command("perceive", "out")
 def main(config: DictConfig) -> int:
     device, out = torch_device(config.device), Path(config.out)
     precision = autocast(device, config.precision)

@@ -51,12 +51,10 @@ def repaired(
             yield row, FailedRow(row.number, row.key, "", str(error))
 
 
-@command("repair")
+@command("repair", "out", "checkpoint")
 def main(config: DictConfig) -> int:
     if (config.table is None) == (config.folder is None):
         raise ValueError("give either table=FILE or folder=DIR.")
-    if config.generator is None:
-        raise ValueError("generator=null: choose a generator.")
     if config.folder:
         check_outside("out", config.out, config.folder)
     device, out = torch_device(config.device), Path(config.out)

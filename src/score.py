@@ -136,7 +136,7 @@ def restore_maps(
         judged(reward, chunk, device, maps)
 
 
-@command("score")
+@command("score", "out", "batch_size")
 def main(config: DictConfig) -> int:
     device = torch_device(config.device)
     precision = autocast(device, config.precision)
@@ -174,8 +174,6 @@ def _parts(config: DictConfig) -> tuple[Reward, Ads]:
     for name, value in (("batch_size", config.batch_size), ("max_size", config.max_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
-    if config.reward is None:
-        raise ValueError("reward=null: choose a reward.")
     reward: Reward = build(config.reward)
     if config.maps and not reward.heat_maps:
         raise ValueError(f"maps={config.maps}: {type(reward).__name__} has no heat maps.")

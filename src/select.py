@@ -94,7 +94,7 @@ def scored(table: Path, scores: Path) -> list[list[tuple[float, dict[str, str]]]
     return list(groups.values())
 
 
-@command("select")
+@command("select", "out", "table", "scores")
 def main(config: DictConfig) -> int:
     table, scores, out = Path(config.table), Path(config.scores), Path(config.out)
     if config.rule not in RULES:

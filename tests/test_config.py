@@ -292,6 +292,7 @@ def test_compositions_do_not_share_state(root: Path) -> None:
         (["reward.weight=1"], ["'reward' is null and has no keys"]),
         (["model.encoder=3"], ["'model.encoder' is a mapping", "depth"]),
         (["model.encoder=[3]"], ["'model.encoder' is a mapping"]),
+        (["data=null"], ["data=null: choose a data; choices: files, rooms, toys"]),
         (["resume=ture"], ["'resume' takes true or false, not 'ture'"]),
         (["seed=l0"], ["'seed' takes a number, not 'l0'"]),
         (["choices.model=small"], ["no key 'choices'"]),

@@ -257,7 +257,7 @@ def test_other_seeds_share_no_attempt(words, tmp_path, monkeypatch):
         ("threshold=0.1", "threshold=0.1: RFNetReward is never above 0.0"),
         ("threshold=few", "threshold=few: a number is needed"), ("seed=null", "seed=null: a number is needed"),
         ("reward.threshold=null", "threshold=null: RFNetReward states none; a number is needed"),
-        ("reward=null", "generator and reward must not be null"), ("centre=[a,b]", "two numbers are needed"),
+        ("reward=null", "reward=null: choose a reward"), ("centre=[a,b]", "two numbers are needed"),
     ],
 )  # fmt: skip
 def test_what_is_no_setting_is_one_line(word, told, words, tmp_path, monkeypatch, capsys):

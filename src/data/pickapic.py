@@ -104,6 +104,8 @@ def image_bytes(value: Any) -> bytes:
 def save_image(folder: Path, name: str, value: Any, where: str) -> None:
     """Writes an image to `folder`/<name> with the suffix of its format. Raises ValueError naming `where`."""
     try:
+        if not name or Path(name).name != name:
+            raise TypeError("the uid is no file name")
         data = image_bytes(value)
     except TypeError as error:
         raise ValueError(f"{where}, '{name}': {error}.") from None

@@ -1,6 +1,7 @@
 """Products to be advertised: a folder of images with alpha and a file of prompts, put on the generator's canvas."""
 
 import math
+import re
 import warnings
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -11,6 +12,8 @@ from PIL import Image
 
 from src.data.images import BROKEN, SUFFIXES, VISIBLE, channels_first, in_mode, opened, reason
 from src.data.tables import NOT_UTF8, SEPARATORS, TableReader
+
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, in file names or JSON with broken text
 
 
 class ProductError(ValueError):
@@ -31,6 +34,14 @@ class ProductPrompt:
         """A hash of the file's bytes, prompt and title."""
         told = f"{self.prompt}\0{self.title}\0".encode(errors="surrogatepass")
         return blake2b(told + self.file.read_bytes(), digest_size=8).hexdigest()
+
+    def check(self) -> None:
+        """Raises ProductError for a text that is not UTF-8, and if there is no prompt."""
+        for name, text in (("name", self.key), ("prompt", self.prompt), ("title", self.title)):
+            if SURROGATE.search(text):
+                raise ProductError(f"the {name} is not valid UTF-8")
+        if not self.prompt:
+            raise ProductError("no prompt")
 
 
 def read_product_prompts(products: str | Path, prompts: str | Path) -> list[ProductPrompt]:

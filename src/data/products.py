@@ -81,6 +81,7 @@ class PlacedProducts(Split):
     def __getitem__(self, index: int) -> Record:
         order = self.found[index]
         try:
+            order.check()
             product = placed(order.file, self.size, self.scale, self.centre)
         except ProductError as error:
             raise ProductError(f"{order.file}: {error}.") from None

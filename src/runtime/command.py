@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -28,8 +28,9 @@ HARMLESS = ("does not have many workers", "exists and is not empty", "smaller th
 Main = Callable[[DictConfig], int | None]
 
 
-def command(name: str) -> Callable[[Main], Callable[..., int]]:
-    """Makes `main(config)` the command `python -m src.<name> [group=choice ...] [key=value ...]`.
+def command(name: str, *needed: str) -> Callable[[Main], Callable[..., int]]:
+    """Makes `main(config)` the command `python -m src.<name> [group=choice ...] [key=value ...]`; null is an error for
+    the `needed` keys.
 
     The exit code is that of `main` (0: done, 1: some rows failed), 2 after an error, 130 after an interrupt. Errors are
     printed to stderr in one line, or raised with `debug=true`. No other command can write to the same `out` meanwhile.
@@ -38,7 +39,7 @@ def command(name: str) -> Callable[[Main], Callable[..., int]]:
     def decorate(main: Main) -> Callable[..., int]:
         @functools.wraps(main)
         def run(root: Path = CONF) -> int:
-            return exit_code(name, functools.partial(_run, name, main, root))
+            return exit_code(name, functools.partial(_run, name, main, root, needed))
 
         return run
 
@@ -114,9 +115,11 @@ def _composed(name: str, root: Path) -> DictConfig | None:
     return None
 
 
-def _run(name: str, main: Main, root: Path) -> int | None:
+def _run(name: str, main: Main, root: Path, needed: Sequence[str]) -> int | None:
     if (config := _composed(name, root)) is None:
         return 0
+    if missing := [key for key in needed if config[key] is None]:
+        raise ConfigError(f"{missing[0]}=null: a value is needed.")
     prepare(name, config)
     with locked(Path(config.out)) if _writes(config) else nullcontext():
         return main(config)

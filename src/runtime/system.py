@@ -32,6 +32,12 @@ class System(L.LightningModule, ABC):
     warmup: float  # share of the steps
     schedule = "cosine"  # see `src.runtime.schedules.pace`
 
+    def log(self, name: str, value: Any, *args: Any, **options: Any) -> None:
+        """As Lightning's; metrics other than `train/...` are those of the records of all processes."""
+        if not name.startswith("train/"):
+            options["sync_dist"] = True
+        super().log(name, value, *args, **options)
+
     @abstractmethod
     def evaluation_step(self, batch: dict[str, Any], split: str) -> None:
         """Logs or accumulates the metrics of a batch of `split`, "val" or "test", as `<split>/<name>`."""

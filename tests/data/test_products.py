@@ -40,6 +40,9 @@ def test_a_data_set_that_lacks_something_is_refused_by_name(tmp_path):
         (tmp_path / "p.csv").write_text(text)
         with pytest.raises(ValueError, match=told):
             Products(tmp_path / "in", tmp_path / "p.csv", 64)
+    (tmp_path / "p.csv").write_bytes(b"key,prompt\na,x\nb,caf\xe9\nc,y\n")
+    with pytest.raises(ValueError, match=r"1 of 3 products cannot be placed: .*b\.png: the prompt is not valid UTF-8"):
+        Products(tmp_path / "in", tmp_path / "p.csv", 64)
     (tmp_path / "p.txt").write_text("a room")
     with pytest.raises(ValueError, match=r"val=0\.5, test=0\.4 leave none of its 3 products to train on"):
         Products(tmp_path / "in", tmp_path / "p.txt", 64, val=0.5, test=0.4)

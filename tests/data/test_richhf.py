@@ -18,6 +18,7 @@ from PIL import Image
 from src.build import build
 from src.config import compose
 from src.data.batch import HEAT_MAPS, SCORES, collate, to_float
+from src.data.pickapic import save_image
 from src.data.richhf import RichHF, write_example
 from src.data.richhf_format import FILES, SCORE_FEATURES, png, serialized, write_prompts
 from src.data.richhf_parquet import collect
@@ -413,3 +414,11 @@ def test_crops_cover_80_to_100_percent():
 def test_order_of_the_scores():
     assert SCORES == ("plausibility", "alignment", "aesthetics", "overall")
     assert [name.split("_")[0] for name in SCORE_FEATURES] == ["artifact", "misalignment", "aesthetics", "overall"]
+
+
+def test_a_uid_that_is_a_path_writes_nothing_outside_the_folder(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in ("../a", "/a", "b/a", ""):
+        with pytest.raises(ValueError, match=r"x\.parquet, row 1, '.*': the uid is no file name"):
+            save_image(tmp_path / "images", name, b"\x89PNG", "x.parquet, row 1")
+    assert [path.name for path in tmp_path.rglob("*")] == ["images"]

@@ -52,6 +52,12 @@ def program(folder: Path, body: str, *words: str, **options) -> subprocess.Popen
     return subprocess.Popen(words, **options)
 
 
+def test_a_key_that_is_needed_is_not_null(conf, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["make", "out=null"])
+    assert command("make", "seed", "out")(lambda config: 0)(conf) == 2
+    assert capsys.readouterr().err == "make: out=null: a value is needed.\n"
+
+
 def test_main_gets_the_configuration_and_gives_the_exit_code(conf, monkeypatch):
     assert run(conf, monkeypatch, lambda config: config.size.rows, "size.rows=1", "seed=4") == 1
     assert run(conf, monkeypatch, lambda config: None) == 0

@@ -150,7 +150,7 @@ class Autoencoder(System):
         psnr = peak_signal_noise_ratio(decoded, images, 1.0, reduction="elementwise_mean", dim=(1, 2, 3))
         ssim: Any = structural_similarity_index_measure(decoded, images, data_range=1.0)
         values = {f"{split}/l1": (decoded - images).abs().mean(), f"{split}/psnr": psnr, f"{split}/ssim": ssim}
-        self.log_dict(values, batch_size=len(images), sync_dist=True)
+        self.log_dict(values, batch_size=len(images))
 
     @torch.inference_mode()
     def calibrate(self, batches: Iterable[Batch]) -> None:

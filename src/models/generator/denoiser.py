@@ -116,7 +116,7 @@ class Denoiser(Tuner):
         noise = keyed_noise(0, keys, clean.shape[1:]).to(clean)
         t = torch.stack([torch.randint(len(self.alpha_bars), (), generator=seeded_generator(1, key)) for key in keys])
         loss = self.loss(clean, noise, t.to(clean.device), batch["prompt"], outline(batch["product"]))
-        self.log(f"{split}/loss", require_finite(loss, "losses", keys).mean(), batch_size=len(keys), sync_dist=True)
+        self.log(f"{split}/loss", require_finite(loss, "losses", keys).mean(), batch_size=len(keys))
 
     def report(self, data: Any, folder: Path) -> list[Path]:
         """Writes `samples.png`: images generated for the first test products, not selected."""

@@ -122,7 +122,7 @@ class Perception(System):
         images, target = batch["image"], batch[self.target]
         raw = self.checked_raw(images)
         loss = self.loss(raw, resize(target, raw.shape[-2:]))
-        self.log(f"{split}/loss", loss, batch_size=len(images), prog_bar=split == "train", sync_dist=split != "train")
+        self.log(f"{split}/loss", loss, batch_size=len(images), prog_bar=split == "train")
         if split != "train":
             metrics: Any = self.metrics[split]
             maps = require_finite(self.finish(raw, target.shape[-2:]), f"{self.target} maps", batch["key"])

@@ -61,7 +61,7 @@ class EvaluatedTuner(Tuner):
             told = ~value.isnan()  # NaN: undefined for the product; NaN from a network is an error
             self.log(
                 f"{prefix}{name}", value[told].sum() / told.sum().clamp_min(1), batch_size=int(told.sum()),
-                on_step=False, on_epoch=True, sync_dist=True,
+                on_step=False, on_epoch=True,
             )  # fmt: skip
         shown = self.shown.setdefault(split, [])
         shown += list(zip(images[0].cpu(), batch["prompt"], strict=True))[: SHOWN - len(shown)]

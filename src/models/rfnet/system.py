@@ -110,7 +110,7 @@ class RFNetSystem(System):
             batch = augmented(batch, self.flip, self.colour)
         logits, labels = self.net(batch), batch["label"]
         loss = F.cross_entropy(logits / self.net.temperature, labels)
-        self.log(f"{split}/loss", loss, batch_size=len(labels), prog_bar=split == "train", sync_dist=split != "train")
+        self.log(f"{split}/loss", loss, batch_size=len(labels), prog_bar=split == "train")
         if split != "train":
             require_finite(logits, "logits", batch["key"])
             for metric in (self.metrics[split], self.counts[split]):
