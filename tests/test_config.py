@@ -307,6 +307,10 @@ def test_refusals_name_the_choices(root: Path, words: list[str], parts: list[str
     assert all(part in message for part in parts), message
 
 
+def test_an_installation_without_the_configurations_is_told(root: Path) -> None:
+    assert "conf is missing; install the project with `pip install -e .`" in refusal(root / "conf")
+
+
 def test_required_group_and_value(root: Path) -> None:
     assert refusal(root, entry="score") == "needs reward=... table=..."
     assert compose("score", ["reward=taste", "table=x.csv"], root).reward.weight == 2

@@ -74,12 +74,13 @@ class ImageRows(Split):
         source, row = self.source, self.rows[index]
         try:
             record = source.table.read(row)
-        except RowError as error:
-            raise ValueError(f"{source.table.path}, row {row.number} ({row.key}): {error.file}: {error}.") from None
-        for field, mode in (("image", "RGB"), ("product", "RGBA")):
-            if field in record:
-                image = Image.fromarray(np.ascontiguousarray(record[field].transpose(1, 2, 0)), mode)
-                record[field] = decoded(image, field, source.size, source.fit)
+            for field, mode in (("image", "RGB"), ("product", "RGBA")):
+                if field in record:
+                    image = Image.fromarray(np.ascontiguousarray(record[field].transpose(1, 2, 0)), mode)
+                    record[field] = decoded(image, field, source.size, source.fit)
+        except ValueError as error:
+            file = f"{error.file}: " if isinstance(error, RowError) else ""
+            raise ValueError(f"{source.table.path}, row {row.number} ({row.key}): {file}{error}.") from None
         record.setdefault("product", np.zeros((4, source.size, source.size), np.uint8))
         if row.cells.get("kind") == "negative":
             record["prompt"] = source.identifier + record["prompt"]

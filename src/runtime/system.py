@@ -33,8 +33,8 @@ class System(L.LightningModule, ABC):
     schedule = "cosine"  # see `src.runtime.schedules.pace`
 
     def log(self, name: str, value: Any, *args: Any, **options: Any) -> None:
-        """As Lightning's; metrics other than `train/...` are those of the records of all processes."""
-        if not name.startswith("train/"):
+        """As Lightning's; `val...` and `test...` are those of the records of all processes."""
+        if name.startswith(("val", "test")):
             options["sync_dist"] = True
         super().log(name, value, *args, **options)
 

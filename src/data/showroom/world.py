@@ -55,6 +55,10 @@ class Showroom(Source):
             raise ValueError(f"showroom has no split {name!r}; it has {', '.join(self.num)}")
         return ShowroomSplit(name, self.num[name], self.size, self.seed, self.cache, self.fields)
 
+    def fingerprint(self) -> str:
+        """Of the code and sprites of the world."""
+        return _fingerprint()
+
 
 def group_of(index: int) -> tuple[int, int, int]:
     """(group, member, size of the group) of an image."""
