@@ -177,10 +177,10 @@ def _parts(config: DictConfig) -> tuple[Reward, Ads]:
     reward: Reward = build(config.reward)
     if config.maps and not reward.heat_maps:
         raise ValueError(f"maps={config.maps}: {type(reward).__name__} has no heat maps.")
+    ads = Table(Path(config.table), reward.fields) if config.table else Folder(Path(config.folder), reward.fields)
     for word in ("out", "maps") if config.folder else ():
         if config[word]:
             check_outside(word, config[word], config.folder)
-    ads = Table(Path(config.table), reward.fields) if config.table else Folder(Path(config.folder), reward.fields)
     return reward, ads
 
 

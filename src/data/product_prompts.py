@@ -124,7 +124,7 @@ def placed(file: Path, size: int, scale: float = 0.5, centre: tuple[float, float
     except BROKEN as error:
         raise ProductError(reason(error)) from None
     alpha = np.asarray(image)[..., 3]
-    visible, seen = ([_span(mask.any(axis)) for axis in (0, 1)] for mask in (alpha >= VISIBLE, alpha > 0))
+    visible, seen = ([_span(mask, axis) for axis in (0, 1)] for mask in (alpha >= VISIBLE, alpha > 0))
     zoom = scale * size / max(end - start for start, end in visible)
     source, target = [], []  # of the pixels seen, across and down: start and end
     for (start, end), (first, last), share in zip(visible, seen, centre, strict=True):
@@ -148,7 +148,7 @@ def placed(file: Path, size: int, scale: float = 0.5, centre: tuple[float, float
     return channels_first(canvas)
 
 
-def _span(mask: np.ndarray) -> tuple[int, int]:
-    """Start and end of the true values of a mask."""
-    found = np.flatnonzero(mask)
+def _span(mask: np.ndarray, axis: int) -> tuple[int, int]:
+    """Start and end of the columns (axis 0) or rows (axis 1) in which a mask is true."""
+    found = np.flatnonzero(mask.any(axis))
     return int(found[0]), int(found[-1]) + 1

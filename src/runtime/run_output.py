@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from src.runtime.command import printable
@@ -179,10 +178,17 @@ def settings_of(out: Path) -> dict[str, Any]:
         return {}
 
 
+class _Lines(list[str]):
+    """A file that keeps what each call writes."""
+
+    def write(self, text: str) -> None:
+        self.append(text)
+
+
 def _csv(rows: Iterable[Iterable[Any]]) -> bytes:
     # Cells with a carriage return are quoted only if it is part of the line's end (Python 3.11).
-    lines: list[str] = []
-    csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n").writerows(rows)
+    lines = _Lines()
+    csv.writer(lines, lineterminator="\r\n").writerows(rows)
     text = "".join(line.removesuffix("\r\n") + "\n" for line in lines)
     return text.encode(errors="backslashreplace")  # for file names that are not UTF-8
 
