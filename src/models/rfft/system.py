@@ -110,7 +110,7 @@ class RFFT(EvaluatedTuner):
     @property
     def card(self) -> dict[str, str]:
         reward, regularizer = type(self.reward).__name__, type(self.regularizer).__name__
-        tuned = f"{self.net.origin or 'A generator'} with {self.trainable.name} tuned by RFFT"
+        tuned = f"{without_folders(self.net.origin) or 'A generator'} with {self.trainable.name} tuned by RFFT"
         regularized = f"regularizer {regularizer} (beta {self.regularizer.beta:g})"
         return super().card | {"what": f"{tuned}: reward {reward}, {regularized}."}
 
