@@ -21,6 +21,7 @@ from src.models.rfft.regularizers import Regularizer
 from src.models.rfft.reward_augmentation import RewardAugmentation
 from src.models.rfft.steps import StepPolicy, Window
 from src.rewards.base import Reward, Score
+from src.runtime.card import without_folders
 
 GUIDANCE_GRADIENTS = ("both", "text", "off")
 

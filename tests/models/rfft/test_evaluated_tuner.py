@@ -45,9 +45,9 @@ def test_the_card_names_generator_reward_and_regularizer_and_the_generators_lice
     tiny.generator().save(folder)
     system = RFFT(load_generator(folder), Redness(), ConsistentCondition(0.5), LateRandom(0.5))
     told = system.card
-    tuned = f"{folder} with controlnet tuned by RFFT"
+    tuned = "majic with controlnet tuned by RFFT"
     assert told["what"] == f"{tuned}: reward Redness, regularizer ConsistentCondition (beta 0.5)."
-    assert told["licence"] == f"Other: that of {folder}, from whose weights these were trained."
+    assert told["licence"] == "Other: that of majic, from whose weights these were trained."
     about = {"title": "t", "data": "d", "command": "c", "time": "t", "machine": "m", **told}
     assert card(system, {}, about, "float32").startswith("---\nlibrary_name: pytorch\nlicense: other\n---\n")
     assert "licence" not in RFFT(tiny.generator(), Redness(), ConsistentCondition(0.5), LateRandom(0.5)).card
