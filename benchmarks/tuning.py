@@ -41,7 +41,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from src.data.batch import Batch, collate, to_float
 from src.data.showroom.world import Showroom
-from src.diffusion.generator import Generator, load_generator
+from src.diffusion.generator import Generator
+from src.diffusion.loading import load_generator
 from src.models.rfft.regularizers import ConsistentCondition, NoRegularizer, Regularizer
 from src.models.rfft.steps import LateRandom, Window
 from src.models.rfft.system import RFFT

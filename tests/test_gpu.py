@@ -12,7 +12,7 @@ from src.build import build
 from src.config import compose
 from src.data.batch import Batch, collate, to_float
 from src.data.showroom.world import Showroom
-from src.diffusion.generator import load_generator
+from src.diffusion.loading import load_generator
 from src.fit import run
 from src.models.rfnet.reward import RFNetReward
 from tests.diffusion import tiny as painters

@@ -11,7 +11,8 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from src.diffusion.generator import Generator, autoencoder_of, part_of
+from src.diffusion.generator import Generator
+from src.diffusion.loading import autoencoder_of, part_of
 from src.runtime.checkpoint import located
 
 STABLE_DIFFUSION = {

@@ -15,7 +15,7 @@ from src.build import build
 from src.config import compose
 from src.diffusion.canny import outline
 from src.diffusion.fresh import fresh_controlnet
-from src.diffusion.generator import autoencoder_of, load_generator
+from src.diffusion.loading import autoencoder_of, load_generator
 from src.diffusion.residual_autoencoder import ResidualAutoencoder
 from tests.diffusion import tiny
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from src.diffusion.generator import load_generator
+from src.diffusion.loading import load_generator
 from src.diffusion.parts import check_parts
 from tests.diffusion import tiny
 

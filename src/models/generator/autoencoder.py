@@ -12,7 +12,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from torchvision.utils import save_image
 
 from src.data.batch import Batch
-from src.diffusion.generator import autoencoder_of
+from src.diffusion.loading import autoencoder_of
 from src.diffusion.residual_autoencoder import ResidualAutoencoder
 from src.runtime.finite import require_finite
 from src.runtime.system import System

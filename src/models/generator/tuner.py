@@ -12,7 +12,7 @@ from src.models.generator.trainable import Trainable
 from src.runtime.checkpoint import fingerprint, licence_of
 from src.runtime.system import System
 
-LOAD = """from src.diffusion.generator import load_generator
+LOAD = """from src.diffusion.loading import load_generator
 
 generator = load_generator("path/of/this/folder")  # in diffusers: controlnet_conditioning_scale=1.0"""
 
@@ -140,7 +140,7 @@ class Tuner(System):
 
     def assets(self, folder: Path) -> dict[str, Any]:
         """The generator of the folder with its settings."""
-        loader: dict[str, Any] = {"_target_": "src.diffusion.generator.load_generator", "folder": "./"}
+        loader: dict[str, Any] = {"_target_": "src.diffusion.loading.load_generator", "folder": "./"}
         return {"generator": loader | self.net.settings}
 
 

@@ -12,7 +12,7 @@ from src.data.batch import Batch
 from src.data.module import AdData
 from src.data.showroom.world import Showroom
 from src.diffusion.canny import outline
-from src.diffusion.generator import load_generator
+from src.diffusion.loading import load_generator
 from src.fit import fit
 from src.models.generator.denoiser import Denoiser
 from src.models.generator.tuner import Tuner

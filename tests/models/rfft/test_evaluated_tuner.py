@@ -6,7 +6,7 @@ import lightning as L
 import pytest
 import torch
 
-from src.diffusion.generator import load_generator
+from src.diffusion.loading import load_generator
 from src.models.rfft.regularizers import ConsistentCondition
 from src.models.rfft.steps import LateRandom
 from src.models.rfft.system import RFFT

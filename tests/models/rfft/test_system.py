@@ -19,7 +19,8 @@ from torch import Tensor
 from src.data.batch import Batch
 from src.data.module import AdData
 from src.data.showroom.world import Showroom
-from src.diffusion.generator import Generator, load_generator
+from src.diffusion.generator import Generator
+from src.diffusion.loading import load_generator
 from src.fit import fit
 from src.models.rfft.evaluator import Evaluator
 from src.models.rfft.regularizers import KL, ConsistentCondition, NoRegularizer, Regularizer
