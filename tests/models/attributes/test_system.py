@@ -12,6 +12,7 @@ from src.config import compose
 from src.data.module import AdData
 from src.data.showroom.rooms import COLOURS, LIGHTS, MATERIALS
 from src.data.showroom.scene import brief
+from src.data.showroom.sprites import catalogue
 from src.data.showroom.text import PATTERN_WORDS, prompt
 from src.data.splits import Source
 from src.models.attributes.system import AttributeReader, named
@@ -44,13 +45,15 @@ def test_the_yaml_reads_every_prompt_of_the_showroom():
         plan = brief(0, "train", group)
         found = {name: values[named(prompt(plan), ends, values)] for name, (ends, values) in reader.attributes.items()}
         what = plan.setting
-        expected = {"wall": what.wall, "pattern": PATTERN_WORDS[what.pattern], "floor": what.floor, "light": what.light}
+        pattern = PATTERN_WORDS[what.pattern]
+        expected = {"wall": what.wall, "pattern": pattern, "floor": what.floor, "light": what.light, "prop": what.prop}
         assert found == expected
     values = {name: set(values) for name, (_, values) in reader.attributes.items()}
     assert values["wall"] == set(COLOURS)
     assert values["floor"] == set(MATERIALS)
     assert values["light"] == set(LIGHTS)
     assert values["pattern"] == set(PATTERN_WORDS.values())
+    assert values["prop"] == {item.name for item in catalogue() if item.role == "prop"}
 
 
 class Walls(Source):
