@@ -17,9 +17,9 @@ import numpy as np
 from src.data.batch import HEAT_MAPS, SCORES
 from src.data.images import BROKEN, SUFFIXES, opened, reason
 from src.data.richhf_format import FILES, IMAGES, PROMPTS, png, serialized, uid, write_prompts
-from src.data.showroom.text import words
 from src.data.splits import stamp
 from src.data.tfrecord import write_tfrecord
+from src.data.words import split_words
 from src.runtime.command import example_command
 from src.runtime.files import new_folder, write_json
 
@@ -32,7 +32,7 @@ Points = Sequence[Sequence[float]]
 @dataclass(frozen=True)
 class Rating:
     """What one rater says of an image: points (x, y) in px from its top left corner for each of HEAT_MAPS; the numbers,
-    from 0, of the misaligned among `words(prompt)`; 1 to 5 for each of SCORES, 5 is best.
+    from 0, of the misaligned among `split_words(prompt)`; 1 to 5 for each of SCORES, 5 is best.
     """
 
     image: str
@@ -130,7 +130,7 @@ def _rating(row: Any) -> Rating:
     for name in POINTS:
         if not isinstance(row[name], list) or not all(_is_point(point) for point in row[name]):
             raise ValueError(f"{name} is {row[name]!r}, not a list of [x, y]")
-    numbers, count = row["words_misaligned"], len(words(row["prompt"]))
+    numbers, count = row["words_misaligned"], len(split_words(row["prompt"]))
     if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < count for n in numbers):
         raise ValueError(f"words_misaligned is {numbers!r}, not a list of numbers from 0 to {count - 1}")
     for name in SCORES:
@@ -172,7 +172,7 @@ def aggregate(table: str, out: str, val: float = 0.1, test: float = 0.1) -> Path
                         f"{table}: '{rating.rater}' marks [{x}, {y}] in '{name}', which is {width}x{height}."
                     )
         maps = [heat_map([rating.points[i] for rating in some], width, height) for i in range(len(HEAT_MAPS))]
-        labels = aligned_words([rating.misaligned for rating in some], len(words(some[0].prompt)))
+        labels = aligned_words([rating.misaligned for rating in some], len(split_words(some[0].prompt)))
         draw = stamp(some[0].prompt.encode()) / 2**64
         split = "test" if draw < test else "val" if draw < test + val else "train"
         encoded = [png(np.rint(255 * values).astype(np.uint8)) for values in maps]

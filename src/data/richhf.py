@@ -31,10 +31,10 @@ from src.data.richhf_format import (
     uid,
     write_prompts,
 )
-from src.data.showroom.text import words
 from src.data.showroom.world import Showroom
 from src.data.splits import SPLITS, Source, Split, digest
 from src.data.tfrecord import TFRecordFile, Values, write_tfrecord
+from src.data.words import split_words
 from src.runtime.command import example_command
 from src.runtime.files import new_folder
 
@@ -56,7 +56,7 @@ class RichHF(Source):
     """The records of the release, joined with images and prompts by the uid in their filename.
 
     Records have key (the filename), prompt, image; heatmaps, uint8 (2, size, size) in the order of HEAT_MAPS; scores,
-    float32 (4,) in [0, 1] in the order of SCORES; aligned_words, 1 or 0 (misaligned) for each of `words(prompt)`.
+    float32 (4,) in [0, 1] in the order of SCORES; aligned_words, 1 or 0 (misaligned) for each of `split_words(prompt)`.
     Images and maps are stretched to `size`, antialiased.
 
     Args:
@@ -163,7 +163,7 @@ class RichHF(Source):
         prompt, labels = self.prompts[name], _text(features, WORDS_FEATURE).split()
         if not set(labels) <= {"0", "1"}:
             raise ValueError(f"{WORDS_FEATURE} is {' '.join(labels)!r}, not of 0 and 1")
-        if len(labels) != (count := len(words(prompt))):
+        if len(labels) != (count := len(split_words(prompt))):
             raise ValueError(f"{len(labels)} labels for the {count} words of {prompt!r}")
         return Feedback(number, key, self.images[name], prompt, scores, [int(label) for label in labels])
 

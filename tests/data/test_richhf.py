@@ -22,9 +22,9 @@ from src.data.pickapic import save_image
 from src.data.richhf import RichHF, write_example
 from src.data.richhf_format import FILES, SCORE_FEATURES, png, serialized, write_prompts
 from src.data.richhf_parquet import collect
-from src.data.showroom.text import words
 from src.data.showroom.world import Showroom
 from src.data.tfrecord import TFRecordFile, parse_example, serialize_example, write_tfrecord
+from src.data.words import split_words
 from src.models.augmentation import augmented
 
 SIZE = 16
@@ -136,7 +136,7 @@ def test_jpeg_maps_and_exif_orientation(root):
     ],
 )
 def test_words_follow_the_rule_of_the_release(root, prompt, count):
-    assert len(words(prompt)) == count
+    assert len(split_words(prompt)) == count
     write_prompts(root / "prompts.jsonl", {f"uid-{n}": prompt if n == 3 else "cat 0, yellow" for n in range(7)})
     rewrite(root, 3, feedback(3, "train", " ".join("0" * count)))
     assert source(root).split("train")[3]["aligned_words"] == [0] * count

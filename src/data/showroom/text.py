@@ -1,12 +1,11 @@
 """The texts of an image: the prompt, the words of it that came true, and the shop's title."""
 
-import re
-
 import numpy as np
 
 from src.data.showroom.rooms import COLOURS
 from src.data.showroom.scene import Brief, Scene, nearest_colour
 from src.data.showroom.sprites import catalogue
+from src.data.words import split_words
 
 BRANDS = (
     "Nordhem", "Casa Lume", "Velora", "Oakline", "Brixmoor", "Haus & Co", "Lindqvist", "Mirelle", "Tavola", "Kestrel",
@@ -22,7 +21,6 @@ PATTERN_WORDS = {
     "plain": "painted", "tiled": "tiled", "papered": "dotted", "panelled": "panelled", "striped": "striped",
     "boarded": "boarded", "brick": "brick",
 }  # fmt: skip
-SEPARATORS = re.compile(r'[,.?!":; ]+')  # where RichHF's words are cut
 
 
 def prompt(plan: Brief) -> str:
@@ -33,11 +31,6 @@ def prompt(plan: Brief) -> str:
         f"product photo of a {plan.name} in a {what.style} room, {what.wall} {PATTERN_WORDS[what.pattern]} wall, "
         f"{what.floor} {NOUNS[plan.surface]}, {light}, next to a {what.prop}"
     )
-
-
-def words(text: str) -> list[str]:
-    """`text` cut into RichHF's words."""
-    return [word for word in SEPARATORS.split(text) if word]
 
 
 def truths(scene: Scene) -> list[int]:
@@ -55,7 +48,7 @@ def truths(scene: Scene) -> list[int]:
         ("next to a", True),
         (said.prop, any(item.name == said.prop and item.item in shown_items for item in catalogue())),
     ]
-    return [int(true) for phrase, true in parts for _ in words(phrase)]
+    return [int(true) for phrase, true in parts for _ in split_words(phrase)]
 
 
 def title(plan: Brief) -> str:

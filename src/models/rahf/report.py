@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from src.data.batch import HEAT_MAPS, SCORES, collate
-from src.data.showroom.text import words as split_words
+from src.data.words import split_words
 from src.figures.heat_maps import overlay
 
 SHOWN = 8

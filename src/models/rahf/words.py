@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from src.data.batch import PADDING
-from src.data.showroom.text import words as split_words
+from src.data.words import split_words
 
 MARK = "_0"
 

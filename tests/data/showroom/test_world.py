@@ -9,6 +9,7 @@ from src.data.showroom.scene import FAULTS, FREQUENCIES, contrast, scene
 from src.data.showroom.sprites import catalogue, views
 from src.data.showroom.world import Showroom, group_of
 from src.data.splits import SPLITS
+from src.data.words import split_words
 
 
 @pytest.fixture(scope="module")
@@ -149,13 +150,13 @@ def test_the_prop_of_the_prompt_is_followed_if_one_stands_there(pictures):
     for index in range(len(pictures)):
         s = pictures.scene(index)
         shown = {names[prop.item] for prop in s.props}
-        prop = text.words(s.brief.setting.prop)
+        prop = split_words(s.brief.setting.prop)
         assert text.truths(s)[-len(prop) :] == [int(s.brief.setting.prop in shown)] * len(prop)
 
 
 def test_words_and_marks_agree(pictures, records):
     for index, record in enumerate(records):
-        found = text.words(record["prompt"])
+        found = split_words(record["prompt"])
         truths = text.truths(pictures.scene(index))
         assert len(found) == len(truths) == len(record["aligned_words"])
         said, shown = pictures.scene(index).brief.setting, pictures.scene(index).setting

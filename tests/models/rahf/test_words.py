@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
-from src.data.showroom.text import words as split_words
+from src.data.words import split_words
 from src.models.rahf.words import MarkedPrompts, matched
 from src.runtime.checkpoint import located
 
