@@ -35,6 +35,7 @@ DYEABLE = (
 VERSIONS = {"miniature": (0.26, 0.4), "giant": (2.5, 3.6)}  # real size over the ordinary one
 SPECIAL = 0.2  # share of products sold in such a version, which looks like the ordinary one: only its title tells
 SPAN = {"floor": (22.0, 420.0), "table": (5.0, 95.0)}  # cm: products that may stand there, of whatever version
+MIXED = 0.5  # share of training briefs whose wall, pattern and floor are of any styles, so that none gives away another
 CONTRADICTED = 0.1  # share of named attributes that a scene does not follow
 
 
@@ -165,9 +166,12 @@ def brief(seed: int, split: str, group: int) -> Brief:
     colour = main_colour(tinted(rgba, COLOURS[dye], strength) if dye else rgba)
     names = [name for name, style in STYLES.items() if style.split == split]
     style = str(rng.choice(names))
-    what = STYLES[style]
-    wall = _apart(rng, what.walls, {c: COLOURS[c] for c in what.walls}, colour)
-    supports = what.floors if surface == "floor" else what.tables
+    mixed = split == "train" and _generator(seed, SPLITS.index(split), group, 1 << 21).random() < MIXED
+    what = [STYLES[name] for name in (names if mixed else [style])]
+    walls = tuple(dict.fromkeys(wall for style in what for wall in style.walls))
+    patterns = tuple(dict.fromkeys(pattern for style in what for pattern in style.patterns))
+    supports = tuple(dict.fromkeys(m for style in what for m in (style.floors if surface == "floor" else style.tables)))
+    wall = _apart(rng, walls, {c: COLOURS[c] for c in walls}, colour)
     floor = _apart(rng, supports, {m: MATERIALS[m][1] for m in supports}, colour)
     common = props(surface)
     prop = common[rng.integers(len(common))]
@@ -181,7 +185,7 @@ def brief(seed: int, split: str, group: int) -> Brief:
         surface=surface,
         extent=float(rng.uniform(0.42, 0.66)),
         centre=(float(rng.uniform(0.42, 0.58)), float(rng.uniform(0.52, 0.62))),
-        setting=Setting(style, wall, str(rng.choice(what.patterns)), floor, str(rng.choice(list(LIGHTS))), prop.name),
+        setting=Setting(style, wall, str(rng.choice(patterns)), floor, str(rng.choice(list(LIGHTS))), prop.name),
         colour=(float(colour[0]), float(colour[1]), float(colour[2])),
         rng=int(rng.integers(2**31)),
         version=version,
