@@ -25,8 +25,8 @@ from src.runtime.system import System
 class Prediction:
     """Predicted feedback; None for a part that a model does not predict.
 
-    heat_maps: (batch, 2, h, w) in [0, 1], of any size, in the order of HEAT_MAPS. scores: (batch, 4), in the order of
-    SCORES. misaligned: p of each word of the prompt, (batch, words), nan beyond the words.
+    heat_maps: (batch, maps, h, w) in [0, 1], of any size, in the order of the system's `maps`. scores: (batch, 4), in
+    the order of SCORES. misaligned: p of each word of the prompt, (batch, words), nan beyond the words.
     """
 
     heat_maps: Tensor | None = None
@@ -37,11 +37,14 @@ class Prediction:
 class FeedbackSystem(System):
     """Predicts some of the fields heatmaps, scores and aligned_words, which are its targets.
 
+    A subclass sets `predicts` to these fields, and `maps` if it does not predict all of HEAT_MAPS.
+
     Metrics: `src.metrics.saliency` of each heat map, PLCC and SRCC of each score, precision, recall and F1 of the
     misaligned words; `mean`, of the mean SRCC, the mean CC of the heat maps and the words' F1, as far as there are any.
     """
 
     predicts: frozenset[str]
+    maps: tuple[str, ...] = HEAT_MAPS
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +55,7 @@ class FeedbackSystem(System):
     def _metrics(self) -> nn.ModuleDict:
         parts: dict[str, nn.Module] = {}
         if "heatmaps" in self.predicts:
-            parts |= {name: Saliency() for name in HEAT_MAPS}
+            parts |= {name: Saliency() for name in self.maps}
         if "scores" in self.predicts:
             parts["scores"] = Correlation(SCORES)
         if "aligned_words" in self.predicts:
@@ -70,8 +73,8 @@ class FeedbackSystem(System):
             if values is not None:
                 require_finite(values, what, batch["key"])
         if found.heat_maps is not None:
-            for index, name in enumerate(HEAT_MAPS):
-                metrics[name].update(found.heat_maps[:, index], batch["heatmaps"][:, index])
+            for index, name in enumerate(self.maps):
+                metrics[name].update(found.heat_maps[:, index], batch["heatmaps"][:, HEAT_MAPS.index(name)])
         if found.scores is not None:
             metrics["scores"].update(found.scores, batch["scores"])
         if found.misaligned is not None:

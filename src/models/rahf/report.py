@@ -30,9 +30,10 @@ def draw_report(system: Any, data: Any, folder: Path, count: int = SHOWN) -> lis
     for row in range(size):
         image = batch["image"][row]
         shown = [image]
-        for index in range(len(HEAT_MAPS)):
+        for index, name in enumerate(HEAT_MAPS):
             shown.append(overlay(image, batch["heatmaps"][row, index]) if "heatmaps" in batch else image)
-            shown.append(overlay(image, found.heat_maps[row, index]) if found.heat_maps is not None else image)
+            there = found.heat_maps is not None and name in system.maps
+            shown.append(overlay(image, found.heat_maps[row, system.maps.index(name)]) if there else image)
         for axis, view, title in zip(axes[row], shown, titles, strict=False):
             axis.imshow(view.clamp(0, 1).permute(1, 2, 0).cpu().numpy())
             axis.set_axis_off()

@@ -14,7 +14,9 @@ WORDS = {"word_precision": "precision", "word_recall": "recall", "word_f1": "F1"
 
 
 def paper_tables(measured: Mapping[str, Mapping[str, float]], conventions: Mapping[str, object]) -> str:
-    """The metrics of models by the models' names, without the name of the split; a model is left out where it has none.
+    """The metrics of models by the models' names, without the name of the split.
+
+    A model is left out of a table in which it has no metric, and a target that no model predicts.
 
     `conventions`: of the heat maps' metrics, printed below their table.
     """
@@ -24,12 +26,11 @@ def paper_tables(measured: Mapping[str, Mapping[str, float]], conventions: Mappi
         ("scores", (*SCORES, "mean"), CORRELATIONS),
         ("heat maps", HEAT_MAPS, HEAT_MAP_METRICS),
     ):
-        rows = [(model, target, [f"{target}_{key}" for key in metrics]) for target in targets for model in measured]
+        rows = [(target, [f"{target}_{key}" for key in metrics]) for target in targets]
         tables.append(_table(what, rows, metrics.values(), measured))
     rows = [
-        (model, kind, [f"{key}{end}" for key in WORDS])
+        (kind, [f"{key}{end}" for key in WORDS])
         for kind, end in (("all words", ""), ("mean over images", "_per_sample"))
-        for model in measured
     ]
     tables.append(_table("misaligned words", rows, WORDS.values(), measured))
     if tables[1]:
@@ -40,15 +41,20 @@ def paper_tables(measured: Mapping[str, Mapping[str, float]], conventions: Mappi
 
 def _table(
     what: str,
-    rows: Sequence[tuple[str, str, Sequence[str]]],
+    rows: Sequence[tuple[str, Sequence[str]]],
     metrics: Iterable[str],
     measured: Mapping[str, Mapping[str, float]],
 ) -> str:
-    """Rows of (model, target, names of the metrics); "" if no model has any. One model is not named in each row."""
-    several = len(measured) > 1
+    """A row for each (target, names of its metrics) and model; "" if no model has any.
+
+    One model is not named in each row.
+    """
+    several, known = len(measured) > 1, {name for _, names in rows for name in names}
+    models = [model for model, metrics in measured.items() if known & metrics.keys()]
     filled = [
         [target, *([model] if several else []), *(measured[model].get(name) for name in names)]
-        for model, target, names in rows
-        if any(name in measured[model] for name in names)
+        for target, names in rows
+        if any(name in measured[model] for model in models for name in names)
+        for model in models
     ]
     return columns([what, *(["model"] if several else []), *metrics], filled) if filled else ""
