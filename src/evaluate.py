@@ -3,7 +3,7 @@
 Prints the metrics as a table and, with `out=DIR`, writes them to `DIR/metrics.json` as {"test/availability_f1": ...},
 a new file.
 With `compare=[DIR,DIR]` more checkpoints are measured on the same records and compared in one table; the file then has
-the metrics of each by folder.
+the metrics of each by folder. `baseline=NAME` measures a model that needs no training, with or without checkpoints.
 """
 
 import sys
@@ -14,6 +14,7 @@ import lightning as L
 from omegaconf import DictConfig
 
 from src.build import build
+from src.config import ConfigError
 from src.data.module import AdData
 from src.runtime.checkpoint import METRICS, load
 from src.runtime.command import command
@@ -37,13 +38,18 @@ def evaluate(
     return {name.replace("test/", f"{split}/", 1): value for name, value in metrics.items()}
 
 
-@command("evaluate", "checkpoint")
+@command("evaluate")
 def main(config: DictConfig) -> None:
+    folders = [str(folder) for folder in (config.checkpoint, *config.compare) if folder is not None]
+    if not folders and config.baseline is None:
+        raise ConfigError("needs checkpoint=... or baseline=...")
     file = config.out and new_file(Path(config.out) / METRICS)
     check_accelerator(config.trainer.accelerator)
     L.seed_everything(config.seed, verbose=False)
-    folders = [str(folder) for folder in (config.checkpoint, *config.compare)]
-    systems, data = {folder: load(folder) for folder in folders}, build(config.data)
+    systems: dict[str, System] = {folder: load(folder) for folder in folders}
+    if config.baseline is not None:
+        systems[config.choices.baseline] = build(config.baseline).eval()
+    data = build(config.data)
     for system in systems.values():
         data.require(system)
     if not (records := len(data.split(config.split))):
@@ -52,16 +58,16 @@ def main(config: DictConfig) -> None:
     asked = data.measured_rows(trainer, records)
     transforms = [name for name in ("repainted", "perceived") if config[name]]
     measured = {}
-    for folder, system in systems.items():
+    for name, system in systems.items():
         data.require(system)
-        measured[folder] = evaluate(system, data, config.split, trainer, transforms)
+        measured[name] = evaluate(system, data, config.split, trainer, transforms)
     share = f"{asked} of {records}" if asked < records else records
     print(f"{', '.join(systems)} on the {config.split} split, {share} records")
     alike = len({type(system).tables for system in systems.values()}) == 1
     print(next(iter(systems.values())).tables(measured) if alike else comparison(measured))
     if file and trainer.is_global_zero:
-        numbers = {folder: json_numbers(metrics, f"{folder}: ") for folder, metrics in measured.items()}
-        write_json(file, numbers if len(numbers) > 1 else numbers[folders[0]])
+        numbers = {name: json_numbers(metrics, f"{name}: ") for name, metrics in measured.items()}
+        write_json(file, numbers if len(numbers) > 1 else next(iter(numbers.values())))
 
 
 if __name__ == "__main__":

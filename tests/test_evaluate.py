@@ -76,6 +76,22 @@ def test_several_checkpoints_are_compared_on_the_same_records(
     assert shown["test/spearman"] == ["-", f"{told[both[1]]['test/spearman']:.4f}"]
 
 
+def test_a_baseline_without_training_is_measured_beside_checkpoints(tmp_path, monkeypatch, capsys):
+    node = tiny.on_clip(tmp_path / "config", "rahf.clip.ClipFeedback")
+    tuned = tiny.checkpoint(tmp_path / "tuned", node)
+    words = ["baseline=clip", f"baseline.backbone.name={node['backbone']['name']}"]
+    words += ["baseline.backbone.weights=null", "data.shares.perceived=0"]
+    assert command(monkeypatch, *words, f"compare=[{tuned}]", f"out={tmp_path / 'both'}") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    told = json.loads((tmp_path / "both/metrics.json").read_text())
+    assert list(told) == [tuned, "clip"]
+    for name, metrics in told.items():
+        assert ["alignment", name, *(f"{metrics[f'test/alignment_{key}']:.4f}" for key in ("plcc", "srcc"))] in rows
+    assert "test/misalignment_cc" in told["clip"]
+    assert command(monkeypatch, *words, f"out={tmp_path / 'one'}") == 0
+    assert json.loads((tmp_path / "one/metrics.json").read_text()) == pytest.approx(told["clip"])
+
+
 def test_metrics_that_are_there_are_not_replaced(tmp_path, nets, monkeypatch, capsys):
     (tmp_path / "metrics.json").write_text("{}")
     assert command(monkeypatch, f"checkpoint={nets['depth']}", f"out={tmp_path}") == 2
@@ -113,7 +129,7 @@ def test_a_perception_net_is_measured_too_and_without_out_nothing_is_written(
         (["checkpoint={net}", "data=rf1m", "data.root={rf1m}", "data.unsuitable=class"], "the data has the classes"),
         (["checkpoint={net}", "trainer.devices=0"], "devices"),
         (["checkpoint={net}", "data.source.num.test=0"], "the test split has no records"),
-        ([], "checkpoint=..."),
+        ([], "needs checkpoint=... or baseline=..."),
     ],
 )
 def test_what_cannot_be_measured_is_one_line_and_exit_code_2(

@@ -32,8 +32,8 @@ def draw_report(system: Any, data: Any, folder: Path, count: int = SHOWN) -> lis
         shown = [image]
         for index, name in enumerate(HEAT_MAPS):
             shown.append(overlay(image, batch["heatmaps"][row, index]) if "heatmaps" in batch else image)
-            there = found.heat_maps is not None and name in system.maps
-            shown.append(overlay(image, found.heat_maps[row, system.maps.index(name)]) if there else image)
+            maps = found.heat_maps if name in system.maps else None
+            shown.append(image if maps is None else overlay(image, maps[row, system.maps.index(name)]))
         for axis, view, title in zip(axes[row], shown, titles, strict=False):
             axis.imshow(view.clamp(0, 1).permute(1, 2, 0).cpu().numpy())
             axis.set_axis_off()
