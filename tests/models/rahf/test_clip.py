@@ -15,6 +15,8 @@ from src.metrics.correlation import plcc
 from src.models.rahf.gradient_map import counterfactual_cam, feature_layer, misalignment_map
 from src.rewards.clip_net import Clip, ClipSettings
 from src.runtime.checkpoint import ABOUT, load, save
+from tests.models.clip.test_system import COLOURS
+from tests.models.clip.test_system import Walls as ColouredWalls
 from tests.models.rahf.test_system import Walls
 from tests.models.stepping import QUIET
 from tests.rewards.tiny import clip_folder, on_clip
@@ -83,6 +85,19 @@ def test_the_map_is_the_same_in_inference_mode_and_autocast_and_gives_weights_no
     torch.testing.assert_close(single, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_the_half_of_a_wall_that_has_not_the_colour_of_the_prompt_is_misaligned(tmp_path: Path):
+    L.seed_everything(0, verbose=False)
+    system, data = build(on_clip(tmp_path / "clip", "clip.system.ClipSystem", lr=3e-3)), AdData(ColouredWalls(), 8, 0)
+    L.Trainer(**QUIET, max_steps=100, limit_val_batches=0).fit(system, data)
+    system.eval()
+    walls = torch.tensor(list(COLOURS.values())).view(4, 3, 1, 1).expand(4, 3, 32, 32) / 255
+    for shift in (1, 2, 3):  # the right half has another color
+        images = torch.cat([walls[..., :16], walls.roll(shift, dims=0)[..., 16:]], dim=3)
+        maps = misalignment_map(system.clip, images, [f"a room, {name} wall" for name in COLOURS])
+        left, right = maps.mean(dim=1).unflatten(1, (2, 2)).mean(dim=2).T
+        assert (right > left + 0.3).all(), (shift, left, right)
+
+
 def test_off_the_shelf_the_cosine_is_every_score(tmp_path: Path):
     torch.manual_seed(0)
     system = build(feedback(tmp_path / "config", predicts=["scores", "heatmaps"], tuned=False)).eval()
@@ -115,7 +130,7 @@ def test_tuned_it_learns_the_scores_and_its_checkpoint_is_self_contained(tmp_pat
     node = feedback(tmp_path / "config", predicts=["scores", "heatmaps"], hidden=[32], lr=3e-3)
     system, data = build(node), AdData(Walls(), batch_size=8, num_workers=0)
     scale = system.clip.net.logit_scale.item()
-    trainer = L.Trainer(**QUIET, max_steps=90, limit_val_batches=0)
+    trainer = L.Trainer(**QUIET, max_steps=60, limit_val_batches=0)
     trainer.fit(system, data)
     (metrics,) = trainer.test(system, data, verbose=False)
     assert metrics["test/plausibility_plcc"] > 0.9
