@@ -87,6 +87,10 @@ class AttributeReader(System):
         """Logits (batch, values) by attribute."""
         return self.net(images)
 
+    def features(self, images: Tensor) -> Tensor:
+        """(batch, width), of which the logits are linear functions."""
+        return self.net.features(images)
+
     def assets(self, folder: Path) -> dict[str, Any]:
         return {"image_encoder": node(self.image_encoder.saved())}
 

@@ -32,6 +32,10 @@ class OnClip(System):
     def net(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.clip.net
 
+    def features(self, images: Tensor) -> Tensor:
+        """Unit vectors (batch, width) of images (batch, 3, height, width) in [0, 1]."""
+        return self.clip.image_features(images)
+
     @torch.no_grad()
     def on_train_batch_end(self, *_: Any) -> None:
         self.net.logit_scale.clamp_(0, math.log(MAX_SCALE))
