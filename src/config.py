@@ -30,7 +30,7 @@ CONF = Path(__file__).parent.parent / "conf"
 # Keys whose values are paths or texts.
 TEXTS = (
     "out", "table", "folder", "products", "prompts", "checkpoint", "root", "cache", "maps", "scores", "init",
-    "quarantine", "titles", "depth", "saliency", "negative_prompt", "identifier",
+    "quarantine", "titles", "depth", "saliency", "negative_prompt", "identifier", "regularization",
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from src.data.batch import Record
 from src.data.product_prompts import ProductError, ProductPrompt, placed, read_product_prompts
 from src.data.showroom.world import GROUPS, Showroom, group_of
-from src.data.splits import Source, Split, digest, stamp
+from src.data.splits import SPLITS, Source, Split, digest, stamp
 from src.runtime.command import example_command
 from src.runtime.files import new_folder
 
@@ -88,17 +88,19 @@ class PlacedProducts(Split):
         return {"key": order.key, "prompt": order.prompt, "title": order.title, "product": product}
 
 
-def write_example(out: str | Path, count: int = 32, size: int = 256) -> Path:
-    """`count` of the showroom's test products, to try `src.generate` and `data=products` with.
+def write_example(out: str | Path, count: int = 32, size: int = 256, split: str = "test") -> Path:
+    """`count` of the showroom's products, those of its `split`, to try `src.generate` and `data=products` with.
 
     products/ has cut-outs with alpha on canvases of `size` px, prompts.csv key, prompt and title of each. Raises
     ValueError if `out` is not empty.
     """
     if count < 1 or size < 32:
         raise ValueError(f"count={count} must be at least 1, size={size} at least 32.")
+    if split not in SPLITS:
+        raise ValueError(f"split={split}: choose one of {', '.join(SPLITS)}.")
     out = new_folder(out)
     (out / "products").mkdir()
-    rows = Showroom({"test": max(GROUPS) * count}, size, holds=["prompt", "title", "product"]).split("test")
+    rows = Showroom({split: max(GROUPS) * count}, size, holds=["prompt", "title", "product"]).split(split)
     briefs = [index for index in range(len(rows)) if group_of(index)[1] == 0][:count]  # not several tries at one
     with (out / "prompts.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, ["key", "prompt", "title"], extrasaction="ignore")
