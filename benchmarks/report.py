@@ -30,6 +30,7 @@ COLUMNS = {
         for name in ("available", "space_mismatch", "size_mismatch", "indistinctiveness", "shape_hallucination")
     ),
     "cost": ("seconds", "MiB", "seconds / ReFL", "MiB / AlignProp"),
+    "adaptation": ("frechet", "aesthetic", "clip", "hps", "availability"),
 }
 
 
@@ -41,6 +42,16 @@ class Node(dict):
             return " ± ".join(f"{self[name]:.3f}" for name in ("mean", "sd") if self.get(name))
         cells = [self.get(name, "-") for name in COLUMNS[columns]]
         return " | ".join(f"{cell:.3f}" if isinstance(cell, float) else f"{cell}" for cell in cells)
+
+
+class NotRun(dict):
+    """The results of a benchmark that has not been run: a dash in every cell."""
+
+    def __missing__(self, _: str) -> "NotRun":
+        return self
+
+    def __format__(self, columns: str) -> str:
+        return " | ".join("-" for _ in COLUMNS.get(columns, "1"))
 
 
 class Sizes(dict):
@@ -73,7 +84,8 @@ def read(path: Path) -> Any:
 
 def numbers() -> dict[str, Any]:
     """All results by file, metrics by checkpoint, sizes, and costs with ratios."""
-    found = {path.stem: read(path) for path in (ROOT / "benchmarks/results").glob("*.json")}
+    found = {"adaptation": NotRun()}
+    found |= {path.stem: read(path) for path in (ROOT / "benchmarks/results").glob("*.json")}
     found["ablations"], found["auc_judd"] = found["rfnet"], found["saliency"]  # names that checkpoints have too
     found |= {path.parent.name: read(path) for path in (ROOT / "checkpoints").glob("*/metrics.json")}
     cost = found["tuning"]["showroom-generator controlnet size=null batch=8 steps=40 cpu float32"]
