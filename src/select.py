@@ -8,7 +8,8 @@ on: `python -m src.fit model=denoiser data=images data.source.table=selected.csv
 rule=threshold (arXiv 2312.10240, section 6): of each prompt (and product) the `per_prompt` best images with a value of
 at least `threshold`. rule=softmax (Wu et al., ICCV 2023, arXiv 2303.14420): of the n images of a prompt the best if its
 probability under a softmax of scale * value is above alpha / n, and the worst, as a negative, if its probability under
-a softmax of -scale * value is; prompts of fewer than `least` images are left out.
+a softmax of -scale * value is; prompts of fewer than `least` images are left out. The paper's scale is 1 for values
+that are 100 times a cosine, such as those of reward=hps. `data=identified` trains on both.
 `out` is a new file: no other is replaced. Exit code 0: images were selected; 2: none can be.
 """
 

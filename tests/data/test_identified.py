@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.config import compose
 from src.data.identified import Identified, epoch
 from src.data.image_table import ImageTable, write_example
 
@@ -162,6 +163,19 @@ def test_crop_takes_the_center_of_the_shorter_side(tmp_path):
     record = ImageTable(tmp_path / "a.csv", 4, "crop", val=0, test=0).split("train")[0]
     assert record["image"].min() == 200
     assert record["product"].max() == 0
+
+
+@pytest.mark.parametrize("name", ["adapt", "adapt_paper"])
+def test_no_prompt_is_dropped_and_the_paper_has_its_values(name):
+    words = [f"experiment={name}", "data.source.table=selected.csv", "data.source.regularization=good"]
+    config = compose("fit", words)
+    assert (config.model.prompt_dropout, config.model.trainable) == (0, "unet_lora")
+    assert config.data.source.identifier == "Weird image. "
+    if name == "adapt_paper":
+        model, trainer = config.model, config.trainer
+        assert (model.rank, model.lr, model.weight_decay, model.schedule) == (32, 1e-5, 0.01, "constant")
+        assert (config.data.batch_size, trainer.max_steps, trainer.gradient_clip_val) == (40, 10_000, 1)
+        assert (config.seed, config.data.source.share, config.data.source.size) == (42, None, 512)
 
 
 def test_the_showrooms_table(tmp_path):
