@@ -84,7 +84,7 @@ def read(path: Path) -> Any:
 
 def numbers() -> dict[str, Any]:
     """All results by file, metrics by checkpoint, sizes, and costs with ratios."""
-    found = {"adaptation": NotRun()}
+    found: dict[str, Any] = {"adaptation": NotRun()}
     found |= {path.stem: read(path) for path in (ROOT / "benchmarks/results").glob("*.json")}
     found["ablations"], found["auc_judd"] = found["rfnet"], found["saliency"]  # names that checkpoints have too
     found |= {path.parent.name: read(path) for path in (ROOT / "checkpoints").glob("*/metrics.json")}
