@@ -12,13 +12,9 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from src.diffusion.generator import Generator
-from src.diffusion.loading import autoencoder_of, part_of
+from src.diffusion.loading import autoencoder_of, unet_of
+from src.diffusion.stable_diffusion import SCHEDULE
 from src.runtime.checkpoint import located
-
-STABLE_DIFFUSION = {
-    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False,
-    "set_alpha_to_one": False, "steps_offset": 1,
-}  # fmt: skip
 
 
 def fresh_generator(
@@ -52,7 +48,7 @@ def fresh_generator(
             autoencoder_of(vae),
             net,
             controlnet_of(net, edge_channels),
-            ddim(**{**STABLE_DIFFUSION, **(scheduler or {})}),
+            ddim(**{**SCHEDULE, **(scheduler or {})}),
             **settings,
         )
 
@@ -60,8 +56,8 @@ def fresh_generator(
 def fresh_controlnet(
     folder: str | Path, edge_channels: Sequence[int] = (16, 32, 96, 256), seed: int = 0
 ) -> ControlNetModel:
-    """A ControlNet initialized from the UNet of a folder (`controlnet_of`)."""
-    net = part_of(UNet2DConditionModel, folder, "unet")
+    """A ControlNet initialized from the UNet of a folder or file (`controlnet_of`)."""
+    net = unet_of(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return controlnet_of(net, edge_channels)

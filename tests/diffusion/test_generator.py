@@ -292,8 +292,10 @@ def test_a_prompt_that_is_cut_and_a_foreign_size_are_told():
 def test_a_folder_that_is_none_is_told_at_once(tmp_path):
     file = tmp_path / "model.safetensors"
     file.touch()
-    with pytest.raises(ValueError, match=r"model\.safetensors is a file; a folder in the diffusers layout is needed"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is truncated or not a safetensors file"):
         load_generator(file)
+    with pytest.raises(ValueError, match=r"model\.safetensors is a file; a folder in the diffusers layout is needed"):
+        autoencoder_of(file)
     for folder in (tmp_path / "none", "runs/none/checkpoint", "./none"):
         with pytest.raises(ValueError, match=f"there is no folder {folder}"):
             load_generator(folder)

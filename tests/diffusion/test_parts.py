@@ -1,9 +1,11 @@
 """Parts that do not fit are told when a generator is built."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from src.diffusion.loading import load_generator
 from src.diffusion.parts import check_parts
@@ -74,4 +76,27 @@ def test_a_schedule_without_betas_is_refused(tmp_path):
         load_generator(tmp_path)
     file.write_text(json.dumps({"_class_name": "EDMEulerScheduler", "sigma_min": 0.1, "prediction_type": "epsilon"}))
     with pytest.raises(ValueError, match="EDMEulerScheduler is no diffusion schedule: it has no betas"):
+        load_generator(tmp_path)
+
+
+def test_pickled_weights_are_read_as_tensors_and_a_missing_part_is_told_with_what_lies_there(tmp_path):
+    made = tiny.generator()
+    made.save(tmp_path)
+    place = tmp_path / "unet"
+    (place / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"unet: no UNet2D.* could be loaded \(.*unet has config\.json\): "):
+        load_generator(tmp_path)
+    torch.save(made.unet.state_dict(), place / "diffusion_pytorch_model.bin")
+    made.text_encoder.save_pretrained(tmp_path / "other")
+    (tmp_path / "text_encoder/model.safetensors").unlink()
+    torch.save(made.text_encoder.state_dict(), tmp_path / "text_encoder/pytorch_model.bin")
+    again = load_generator(tmp_path)
+    for name in ("unet", "text_encoder"):
+        state = getattr(again, name).state_dict()
+        assert all(torch.equal(state[key], weight) for key, weight in getattr(made, name).state_dict().items())
+    torch.save(made.unet.state_dict() | {"note": Tokenizer()}, place / "diffusion_pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"unet: no UNet2D.* could be loaded \(.*diffusion_pytorch_model\.b"):
+        load_generator(tmp_path)
+    shutil.rmtree(place)
+    with pytest.raises(ValueError, match=r"unet: no UNet.* \(.* has controlnet, model_index\.json, other, scheduler, "):
         load_generator(tmp_path)

@@ -25,8 +25,13 @@ def tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=WORDS)
 
 
-def generator(seed: int = 0, prediction: str = "epsilon", from_noise: bool = False, **settings: Any) -> Generator:
+def generator(
+    seed: int = 0, prediction: str = "epsilon", from_noise: bool = False, version: int = 0, **settings: Any
+) -> Generator:
+    """`version`: 1 or 2 of Stable Diffusion, whose heads and groups its networks have; 0: neither."""
     reader = tokenizer()
+    channels, groups, heads = ((32, 64), 32, [8, 8] if version == 1 else [1, 1]) if version else ((8, 16), 4, [4, 4])
+    layers, act = 2 + (version == 2), "gelu" if version == 2 else "quick_gelu"
     autoencoder: Any = AutoencoderKL  # diffusers' own types allow one block only
     ddim: Any = DDIMScheduler
     options: dict[str, Any] = {"num_steps": 6} | settings
@@ -34,20 +39,22 @@ def generator(seed: int = 0, prediction: str = "epsilon", from_noise: bool = Fal
         torch.manual_seed(seed)
         text = CLIPTextModel(
             CLIPTextConfig(
-                vocab_size=len(reader), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-                num_attention_heads=2, max_position_embeddings=WORDS, bos_token_id=len(reader) - 2,
-                eos_token_id=len(reader) - 1, pad_token_id=len(reader) - 1,
+                vocab_size=len(reader), hidden_size=16, intermediate_size=32, num_hidden_layers=layers,
+                num_attention_heads=1 if version else 2, hidden_act=act, max_position_embeddings=WORDS,
+                bos_token_id=len(reader) - 2, eos_token_id=len(reader) - 1, pad_token_id=len(reader) - 1,
             )
         )  # fmt: skip
         vae = autoencoder(
             down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-            block_out_channels=(8, 8, 16), norm_num_groups=4, latent_channels=4, layers_per_block=1, sample_size=SIZE,
+            block_out_channels=(channels[0], *channels), norm_num_groups=groups, latent_channels=4, layers_per_block=1,
+            sample_size=SIZE,
         )  # fmt: skip
         unet = UNet2DConditionModel(
-            sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 16),
+            sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=channels,
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=16, attention_head_dim=4, norm_num_groups=4,
+            cross_attention_dim=16, attention_head_dim=heads, norm_num_groups=groups,
+            use_linear_projection=version == 2,
         )  # fmt: skip
         controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8, 8))
         for name, weight in controlnet.named_parameters():  # it starts as zero, which would hide a mistake
