@@ -17,6 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from src.build import loadable
 from src.diffusion.clip_tokenizer import VOCABULARY, clip_tokenizer
 from src.diffusion.generator import SETTINGS, Generator
+from src.diffusion.lora import merge_lora
 from src.diffusion.parts import check_schedule
 from src.diffusion.residual_autoencoder import ResidualAutoencoder
 from src.diffusion.single_file import SingleFile
@@ -35,6 +36,8 @@ def load_generator(
     tokenizer: str | Path | None = None,
     prediction: str | None = None,
     trained_size: int | None = None,
+    lora: str | Path | None = None,
+    lora_scale: float = 1.0,
     **settings: Any,
 ) -> Generator:
     """Loads a generator in float32 from a folder or hub id in the diffusers layout, or from a single file.
@@ -49,6 +52,7 @@ def load_generator(
         tokenizer: folder of a CLIP tokenizer; None: that of the folder, or for a file that of OpenAI's CLIP.
         prediction: of a file: "epsilon" or "v_prediction"; None: epsilon, which Stable Diffusion 1.x predicts.
         trained_size: of a file: side in px of its training images; None: 512, or 768 for 2.x with v_prediction.
+        lora, lora_scale: file, folder or hub id of a LoRA, and its strength, see `merge_lora`.
         settings: see `Generator`.
 
     Raises ValueError naming the folder or file and the part that is missing or cannot be read, and parts that do not
@@ -77,6 +81,8 @@ def load_generator(
         **known | {name: value for name, value in settings.items() if value is not None},
     )
     generator.origin = str(folder)
+    if lora:
+        merge_lora(generator, lora, lora_scale)
     return generator
 
 

@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from src.diffusion.generator import Generator
+from src.diffusion.lora import save_kohya
 
 TRAINABLE = ("unet", "controlnet", "unet_lora", "controlnet_lora", "all")
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]  # layers with LoRA
@@ -115,14 +116,16 @@ class Trainable(nn.Module):
                     module.set_submodule(name, layer.get_base_layer())
         return plain.to(dtype)
 
-    def save_adapters(self, folder: str | Path, dtype: torch.dtype) -> None:
-        """Writes the UNet's adapters in the format of `load_lora_weights` of diffusers."""
-        if self.name != "unet_lora":
-            raise ValueError(f"trainable={self.name}: diffusers pipelines support adapters of the UNet only.")
-        weights = get_peft_model_state_dict(self.generator.unet)
-        StableDiffusionLoraLoaderMixin.save_lora_weights(
-            folder, unet_lora_layers={name: weight.detach().to(dtype) for name, weight in weights.items()}
-        )
+    def save_adapters(self, folder: Path, dtype: torch.dtype) -> None:
+        """Writes the adapters as kohya.safetensors; those of the UNet also for `load_lora_weights` of diffusers."""
+        if not self.lora:
+            raise ValueError(f"trainable={self.name} has no adapters.")
+        part, net = self.names[0], self.modules_trained()[0]
+        weights = {name: weight.detach().to(dtype) for name, weight in get_peft_model_state_dict(net).items()}
+        if part == "unet":
+            StableDiffusionLoraLoaderMixin.save_lora_weights(folder, unet_lora_layers=dict(weights))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_kohya(weights, part, folder / "kohya.safetensors")
 
     @contextmanager
     def _replaced(self, nets: Mapping[str, Any]) -> Iterator[None]:

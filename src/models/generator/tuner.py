@@ -132,10 +132,10 @@ class Tuner(System):
     def save_weights(self, folder: Path, dtype: torch.dtype) -> None:
         """Writes the folder of a diffusers ControlNet inpainting pipeline, adapters merged.
 
-        UNet adapters are also saved in adapters/, for the original generator.
+        Adapters are also saved in adapters/, for the original generator.
         """
         self.trainable.merged(dtype).save(folder)
-        if self.trainable.name == "unet_lora":
+        if self.trainable.lora:
             self.trainable.save_adapters(folder / "adapters", dtype)
 
     def assets(self, folder: Path) -> dict[str, Any]:

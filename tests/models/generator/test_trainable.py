@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers.pipelines.controlnet.pipeline_controlnet_inpaint import StableDiffusionControlNetInpaintPipeline
+from safetensors.torch import load_file
 
+from src.diffusion.lora import merge_lora
 from src.models.generator.trainable import TRAINABLE, Trainable
 from tests.diffusion import tiny
 
@@ -109,10 +111,30 @@ def test_diffusers_opens_the_adapters_of_the_unet(tmp_path):
         wanted = trainable.merged().unet(x, t, words).sample
         torch.testing.assert_close(pipeline.unet(x, t, words).sample, wanted, atol=1e-5, rtol=1e-5)
         assert (tiny.generator().unet(x, t, words).sample - wanted).abs().max() > 1e-3
-    with pytest.raises(
-        ValueError, match="trainable=controlnet_lora: diffusers pipelines support adapters of the UNet only"
-    ):
-        Trainable(tiny.generator(), "controlnet_lora", rank=2).save_adapters(tmp_path, torch.float32)
+    with pytest.raises(ValueError, match="trainable=unet has no adapters"):
+        Trainable(tiny.generator(), "unet").save_adapters(tmp_path, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["unet_lora", "controlnet_lora"])
+def test_adapters_in_the_layout_of_kohya_give_the_merged_generator(name, tmp_path):
+    trainable = Trainable(tiny.generator(), name, rank=2)
+    with torch.no_grad():
+        for weight in trainable.weights().values():
+            weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    trainable.save_adapters(tmp_path, torch.float32)
+    state = load_file(tmp_path / "kohya.safetensors")
+    layer = f"lora_{name.removesuffix('_lora')}_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    assert state[f"{layer}.lora_down.weight"].shape == (2, trainable.generator.unet.config["block_out_channels"][0])
+    assert float(state[f"{layer}.alpha"]) == 2
+    plain = tiny.generator()
+    assert merge_lora(plain, tmp_path / "kohya.safetensors") == len(state)
+    conditions, merged = plain.encode(tiny.ads(1)), trainable.merged()
+    with torch.no_grad():
+        mine, theirs, before = (
+            torch.cat(net.noise(conditions.noise, 2, conditions)) for net in (plain, merged, tiny.generator())
+        )
+    torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
+    assert float((mine - before).abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("precise", [False, True])
