@@ -1,7 +1,8 @@
 """Generates ads by recurrent generation: `python -m src.generate products=DIR prompts=FILE out=ADS reward=rfnet`.
 
 `out` has <key>.png, the accepted or best image, and one line of manifest.jsonl for each product: key, accepted,
-attempts, value and seed of the image, values of all attempts, prompt, and order (a hash of product, prompt and title).
+attempts, value and seed of the image, values of all attempts, prompt, unread (the words beyond what the text encoder
+reads), and order (a hash of product, prompt and title).
 images.csv lists the images with products (as placed, in products/), prompts and titles: a table for `src.score`,
 `src.repair` and `src.select`. With `pool=true` the images of all attempts are kept, as <key>.0.png, <key>.1.png, ...
 Failed products are listed in failed.csv. summary.json has the share accepted by attempt, and attempts and UNet calls
@@ -27,6 +28,7 @@ from src.data.product_prompts import ProductError, ProductPrompt, placed, read_p
 from src.data.tables import write_table
 from src.diffusion.generator import Generator
 from src.diffusion.guidance import RewardGuidance
+from src.diffusion.prompts import unread_words
 from src.diffusion.recurrent import attempt_seed, recurrent
 from src.rewards.base import Reward
 from src.runtime.checkpoint import fingerprint
@@ -42,15 +44,22 @@ FREE = ("batch_size", "resume", "device", "threads", "debug", "products", "promp
 
 
 def records(
-    waiting: dict[int, ProductPrompt], rewards: list[Reward], size: int, config: Any, output: RunOutput
+    waiting: dict[int, ProductPrompt],
+    generator: Generator,
+    rewards: list[Reward],
+    size: int,
+    config: Any,
+    output: RunOutput,
 ) -> Iterator[Record]:
-    """The records of products, given by row; products that cannot be read become failed rows."""
+    """The records of products, given by row; products that cannot be read, and refused prompts, become failed rows."""
     reader = reader_of_titles(rewards)
     for row, order in waiting.items():
         try:
             order.check()
             if reader and not order.title:
                 raise ProductError(f"no title, which {reader} needs")
+            if generator.long_prompts == "refuse" and (lost := unread_words(generator.tokenizer, order.prompt)):
+                raise ProductError(f"the prompt is too long for the text encoder; not read: {' '.join(lost)}")
             product = placed(order.file, size, config.scale, tuple(config.centre))
         except ProductError as error:
             output.add([], [FailedRow(row, order.key, order.file.name, str(error))])
@@ -106,7 +115,8 @@ def generate(
     generator.to(device, PRECISIONS[config.precision])
     for used in rewards:
         used.to(device)
-    asked = records(waiting, rewards, size, config, output)
+    cut = generator.long_prompts == "cut"
+    asked = records(waiting, generator, rewards, size, config, output)
     with precision, progress_bar(len(wanted), len(done)) as bar:
         for job, accepted in recurrent(
             generator, reward, asked, threshold, config.attempts, config.batch_size, config.seed, device,
@@ -119,6 +129,7 @@ def generate(
             done[key] = {
                 "key": key, "accepted": accepted, "attempts": job.attempts, "value": job.values[best],
                 "values": job.values, "seed": attempt_seed(config.seed, best), "prompt": job.record["prompt"],
+                "unread": unread_words(generator.tokenizer, job.record["prompt"]) if cut else [],
                 "order": by_key[key].stamp,
             }  # fmt: skip
             output.add([done[key]], [])

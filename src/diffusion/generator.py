@@ -34,10 +34,11 @@ from src.diffusion import residual_autoencoder
 from src.diffusion.canny import outline
 from src.diffusion.noise import keyed_noise
 from src.diffusion.parts import check_parts
+from src.diffusion.prompts import LONG, text_states
 from src.diffusion.residual_autoencoder import ResidualAutoencoder
 
 PARTS = ("tokenizer", "text_encoder", "vae", "unet", "controlnet", "scheduler")
-SETTINGS = ("num_steps", "guidance_scale", "control_scale", "negative_prompt", "dilation", "backdrop")
+SETTINGS = ("num_steps", "guidance_scale", "control_scale", "negative_prompt", "dilation", "backdrop", "long_prompts")
 LEAST = 1e-12  # lower bound of alpha_bar, so that x0 remains determined
 
 
@@ -64,6 +65,7 @@ class Generator(nn.Module):
         dilation: side in px of the square by which the generated region is dilated into the product (the authors: 20);
             the product is pasted with its own alpha at the end.
         backdrop: gray value in [0, 1] behind the product when it is encoded to latents.
+        long_prompts: "cut", "windows" or "refuse", for prompts with more tokens than the tokenizer's length.
     """
 
     tokenizer: Any  # the type annotations of diffusers and transformers do not fit
@@ -87,8 +89,11 @@ class Generator(nn.Module):
         negative_prompt: str = "",
         dilation: int = 0,
         backdrop: float = 1.0,
+        long_prompts: str = "cut",
     ) -> None:
         super().__init__()
+        if long_prompts not in LONG:
+            raise ValueError(f"long_prompts={long_prompts}: choose from {', '.join(LONG)}.")
         if num_steps < 1 or dilation < 0:
             raise ValueError(f"num_steps={num_steps} must be at least 1, and dilation={dilation} at least 0.")
         check_parts(tokenizer, text_encoder, vae, unet, controlnet, scheduler)
@@ -98,6 +103,7 @@ class Generator(nn.Module):
             net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # fastest for convolutions
         self.num_steps, self.guidance_scale, self.control_scale = num_steps, guidance_scale, control_scale
         self.negative_prompt, self.dilation, self.backdrop = negative_prompt, dilation, backdrop
+        self.long_prompts = long_prompts
         self.kind = scheduler.config.get("prediction_type", "epsilon")
         self.origin = ""  # folder or hub id it was loaded from
         scheduler.set_timesteps(num_steps)
@@ -179,17 +185,8 @@ class Generator(nn.Module):
         return coded.to(images.dtype) * self.vae.config["scaling_factor"]
 
     def words(self, prompts: Sequence[str], names: Sequence[str] = ()) -> Tensor:
-        """Hidden states of the text encoder (prompts, words, width); `names`: of the prompts, for the warning."""
-        length = self.tokenizer.model_max_length
-        for number, ids in enumerate(self.tokenizer(list(prompts), verbose=False).input_ids):
-            if len(ids) > length:
-                name, start = names[number] if names else "a prompt", " ".join(prompts[number].split()[:6])
-                warnings.warn(f"{name} is truncated to {length} tokens: {start} ...", stacklevel=2)
-                break
-        ids = self.tokenizer(
-            list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-        ).input_ids
-        return self.text_encoder(ids.to(self.text_encoder.device))[0]
+        """Hidden states of the text encoder (prompts, words, width); `names`: of the prompts, see `text_states`."""
+        return text_states(self.tokenizer, self.text_encoder, prompts, names, self.long_prompts)
 
     def predict(self, x: Tensor, t: Tensor, text: Tensor, edges: Tensor) -> Tensor:
         """The UNet's prediction (epsilon or v) for latents x (batch, channels, h, w) at timesteps t, in x's dtype."""
@@ -274,11 +271,12 @@ class Generator(nn.Module):
         """Images (batch, 3, height, width) in [0, 1] of clean latents: x_0, or an estimate of it.
 
         The product's region has the product's latents, as in the last step; after decoding, the product is pasted with
-        its own alpha.
+        its own alpha. Infinite pixels become NaN.
         """
         blended = conditions.background * latents + (1 - conditions.background) * conditions.latents
         decoded = self.vae.decode((blended / self.vae.config["scaling_factor"]).to(self.vae.dtype)).sample
-        image = (decoded.to(latents.dtype) / 2 + 0.5).clamp(0, 1)
+        image = decoded.to(latents.dtype) / 2 + 0.5
+        image = image.clamp(0, 1).where(image.isfinite(), torch.nan)  # an overflow must not become white or black
         alpha = conditions.product[:, 3:]
         return image * (1 - alpha) + conditions.product[:, :3] * alpha
 

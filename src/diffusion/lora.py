@@ -5,7 +5,6 @@ alpha, it is r.
 """
 
 import json
-import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from src.diffusion.original_names import original_name
 from src.runtime.files import atomic
-from src.runtime.weights import found, state_dict
+from src.runtime.weights import found, logger, state_dict
 
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "kohya.safetensors")  # in a folder
 STARTS = {  # of the names of each network's layers, with "_" in place of "."
@@ -35,7 +34,6 @@ OLD = re.compile(r"\.processor\.(to_\w+?)_lora\.(down|up)\.weight$")  # of diffu
 KINDS = {"A": "down", "B": "up"}
 UNSUPPORTED = ("dora_scale", "lora_magnitude_vector")  # without them, what remains of the layer is wrong
 SHOWN = 4  # names in a message
-logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
