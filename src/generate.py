@@ -12,6 +12,7 @@ Exit code 0: every product has an image; 1: some products failed; 2: nothing can
 
 import math
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from torchvision.transforms.functional import to_pil_image
 from src.build import build
 from src.config import plain
 from src.data.batch import Record
+from src.data.product_check import warnings_of
 from src.data.product_prompts import ProductError, ProductPrompt, placed, read_product_prompts
 from src.data.tables import write_table
 from src.diffusion.generator import Generator
@@ -112,6 +114,8 @@ def generate(
             "another out, or delete their images."
         )
     waiting = {row: order for row, order in enumerate(wanted, start=1) if order.key not in done}
+    for told in warnings_of(order.file for order in waiting.values()):
+        warnings.warn(f"products={config.products}: {told}", stacklevel=2)
     generator.to(device, PRECISIONS[config.precision])
     for used in rewards:
         used.to(device)

@@ -18,6 +18,7 @@ from sklearn.datasets import load_sample_image
 
 from src.build import build
 from src.config import compose
+from src.data.product_prompts import placed
 from src.fit import run
 from src.generate import lines, main, steering, summary
 from tests.data.test_product_prompts import cutout
@@ -433,3 +434,33 @@ def test_a_pool_keeps_all_attempts_and_lists_them_in_a_table(words, tmp_path, mo
     assert (out / "p0.1.png").exists()
     with (out / "images.csv").open(newline="") as file:
         assert [row["image"] for row in csv.DictReader(file)] == [row["image"] for row in table]
+
+
+def test_the_product_is_that_of_its_file_and_odd_products_and_long_prompts_are_told(words, tmp_path, monkeypatch):
+    rng, y, x = np.random.default_rng(0), *np.mgrid[:150, :150]
+    noise = rng.integers(0, 256, (150, 150, 4), dtype=np.uint8)
+    noise[..., 3] = np.where((np.abs(x - 75) < 60) & (np.abs(y - 75) < 50), 255, 0)
+    rim = np.full((150, 150, 4), 255, np.uint8)
+    alpha = np.clip((50 - np.hypot(x - 75, y - 75)) / 4, 0, 1)
+    rim[..., :3], rim[..., 3] = 200 * alpha[..., None], 255 * alpha  # premultiplied
+    (tmp_path / "in").mkdir()
+    Image.fromarray(noise).save(tmp_path / "in/noise.png")
+    Image.fromarray(rim).save(tmp_path / "in/rim.png")
+    (tmp_path / "prompts.csv").write_text(f"key,prompt,title\nnoise,a red room,Chair\nrim,{'a b ' * 15},Lamp\n")
+    asked = [f"products={tmp_path / 'in'}", f"prompts={tmp_path / 'prompts.csv'}", "attempts=1", "size=96"]
+    with pytest.warns(UserWarning, match=r"soft edges mixed with black .*: rim\.png \(1 of 2 products\)") as told:
+        assert command(monkeypatch, *words, *asked, f"out={tmp_path / 'ads'}") == 0
+    lines = [str(warning.message) for warning in told]
+    assert any(line.startswith("the prompt of rim is truncated to 24 tokens") for line in lines)
+    assert {row["key"]: row["unread"] for row in manifest(tmp_path / "ads")} == {"noise": [], "rim": ["a", "b"] * 4}
+    made = pixels(tmp_path / "ads/noise.png")
+    assert made.shape == (96, 96, 3)
+    product = placed(tmp_path / "in/noise.png", 96).transpose(1, 2, 0)  # once from the original
+    opaque = product[..., 3] == 255
+    assert opaque.sum() > 1000
+    assert (made[opaque] == product[opaque][:, :3]).all()
+    with pytest.warns(UserWarning, match="96 px"):
+        assert command(monkeypatch, *words, *asked, f"out={tmp_path / 'b'}", "generator.long_prompts=refuse") == 1
+    failed = (tmp_path / "b/failed.csv").read_text()
+    assert "rim.png,the prompt is too long for the text encoder; not read: a b a b a b a b" in failed
+    assert [row["key"] for row in manifest(tmp_path / "b")] == ["noise"]
