@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from src.diffusion.canny import outline
 from src.diffusion.fresh import fresh_controlnet
 from src.diffusion.loading import autoencoder_of, load_generator
 from src.diffusion.residual_autoencoder import ResidualAutoencoder
+from src.runtime.finite import require_finite
 from tests.diffusion import tiny
 
 
@@ -324,3 +326,67 @@ def test_a_fresh_controlnet_is_the_first_half_of_the_unet_and_adds_nothing_yet(t
     first, same, other = (net.controlnet_cond_embedding.conv_in.weight for net in made)
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
+
+
+def test_soft_edges_are_the_mix_of_product_and_background_by_alpha():
+    painter, batch = tiny.generator(), tiny.ads(1)
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    batch["product"][:, 3] = ((20 - (x - 32).hypot(y - 32)) / 3 + 0.5).clamp(0, 1)
+    conditions = painter.encode(batch)
+    colors, alpha = batch["product"].split([3, 1], dim=1)
+    without = replace(conditions, product=torch.cat([colors, 0 * alpha], dim=1))
+    with torch.no_grad():
+        made, background = (painter.image(conditions.noise, c) for c in (conditions, without))
+    soft = ((alpha > 0.01) & (alpha < 0.99)).expand_as(made)
+    assert soft.sum() > 300
+    torch.testing.assert_close(made, alpha * colors + (1 - alpha) * background)
+    assert (made <= torch.maximum(colors, background) + 1e-6)[soft].all()  # no rim is brighter than both
+
+
+def test_one_pixel_to_be_painted_paints_its_whole_latent_from_noise_and_changes_no_other_pixel():
+    painter, batch = tiny.generator(), tiny.ads(1)
+    image, mask = torch.rand(1, 3, 64, 64), torch.zeros(1, 1, 64, 64, dtype=torch.bool)
+    mask[0, 0, 9, 15] = True
+    conditions = painter.masked(batch, image, mask)
+    assert conditions.background.nonzero().tolist() == [[0, 0, 2, 3]]  # latents of 4 px
+    a = painter.alpha_bars[1]
+    with torch.no_grad():
+        kept = painter.rollout(conditions, 1) - (a**0.5 * conditions.latents + (1 - a) ** 0.5 * conditions.noise)
+        other = painter.rollout(replace(conditions, latents=conditions.latents + 5), 1)
+        changed = painter.sample(conditions) != image
+    assert kept.abs().amax(dim=1).nonzero().tolist() == [[0, 2, 3]]
+    assert torch.equal(other[0, :, 2, 3], painter.rollout(conditions, 1)[0, :, 2, 3])  # not from the image
+    assert changed.any(dim=1).nonzero().tolist() == [[0, 9, 15]]
+
+
+def test_the_shipped_autoencoder_shifts_gray_by_less_than_9_of_255():
+    vae = autoencoder_of("checkpoints/showroom-generator", "vae").eval()
+    for gray in (0.2, 0.5, 0.8):
+        with torch.no_grad():
+            coded = vae.encode(torch.full((1, 3, 128, 128), 2 * gray - 1)).latent_dist.mode()
+            means = (vae.decode(coded).sample / 2 + 0.5).mean(dim=(2, 3))
+        assert float((means - gray).abs().max()) < 0.035  # largest: .033, of green at .8
+
+
+def test_the_scale_of_latents_is_undone():
+    painter, image = tiny.generator(), torch.rand(1, 3, 64, 64)
+    conditions, made = painter.encode(tiny.ads(1)), []
+    conditions = replace(conditions, background=torch.ones_like(conditions.background))
+    for factor in (0.18215, 2.0):
+        painter.vae.register_to_config(scaling_factor=factor)
+        with torch.no_grad():
+            made.append(painter.image(painter.latents(image), conditions))
+    torch.testing.assert_close(*made, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("latents", [1e4, 1.0])
+def test_an_overflow_of_a_half_precision_vae_is_neither_white_nor_black(latents):
+    painter = tiny.generator()
+    with torch.no_grad():
+        if latents == 1.0:
+            painter.vae.decoder.conv_out.weight.mul_(1e5)  # only the last layer overflows, to infinity
+        conditions = painter.encode(tiny.ads(1))
+        painter.vae.half()
+        made = painter.image(torch.full_like(conditions.noise, latents), conditions)
+    with pytest.raises(ValueError, match=r"images: NaN or infinite for 1 of 1 images \(ad0\)"):
+        require_finite(made, "images", ["ad0"])
