@@ -67,7 +67,7 @@ def load_generator(
         parts = _folder_parts(folder, tokenizer) | {
             "controlnet": own and part_of(ControlNetModel, folder, "controlnet")
         }
-    ddim, noise = cast(Any, DDIMScheduler), parts.pop("noise")
+    ddim, noise = cast(Any, DDIMScheduler), cast(Any, parts.pop("noise"))
     spacing = "trailing" if noise["rescale_betas_zero_snr"] else "leading"
     if isinstance(controlnet, ControlNetModel):
         parts["controlnet"] = controlnet

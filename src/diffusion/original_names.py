@@ -30,7 +30,7 @@ BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|u
 def original_name(name: str, config: Mapping[str, Any]) -> str:
     """The original name of a layer or weight `name` of a UNet or ControlNet with the configuration `config`."""
     if found := BLOCK.match(name):
-        start, rest = _block(*found.groups(), config), name[found.end() :]
+        start, rest = _block(found[1], int(found[2]), found[3], int(found[4]), config), name[found.end() :]
     elif found := re.match(r"controlnet_(down_blocks|cond_embedding\.blocks|cond_embedding\.conv_out)", name):
         start, rest = _control(found[1], name[found.end() :], config)
     else:
@@ -44,15 +44,15 @@ def original_name(name: str, config: Mapping[str, Any]) -> str:
     return start + rest
 
 
-def _block(side: str, level: str, kind: str, layer: str, config: Mapping[str, Any]) -> str:
-    size, number = config["layers_per_block"] + 1, int(layer)
+def _block(side: str, level: int, kind: str, layer: int, config: Mapping[str, Any]) -> str:
+    size = config["layers_per_block"] + 1
     if side == "down":
-        last = size - 1 if kind == "downsamplers" else number
-        return f"input_blocks.{int(level) * size + last + 1}.{int(kind == 'attentions')}"
+        last = size - 1 if kind == "downsamplers" else layer
+        return f"input_blocks.{level * size + last + 1}.{int(kind == 'attentions')}"
     if kind != "upsamplers":
-        return f"output_blocks.{int(level) * size + number}.{int(kind == 'attentions')}"
-    crossed = str(config["up_block_types"][int(level)]).startswith("CrossAttn")
-    return f"output_blocks.{int(level) * size + size - 1}.{1 + crossed}"
+        return f"output_blocks.{level * size + layer}.{int(kind == 'attentions')}"
+    crossed = str(config["up_block_types"][level]).startswith("CrossAttn")
+    return f"output_blocks.{level * size + size - 1}.{1 + crossed}"
 
 
 def _control(kind: str, rest: str, config: Mapping[str, Any]) -> tuple[str, str]:

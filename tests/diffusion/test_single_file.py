@@ -46,7 +46,9 @@ def made() -> Generator:
 @pytest.mark.parametrize(("version", "layout"), [(1, "original"), (2, "original"), (1, "diffusers")])
 def test_a_generator_in_one_file_samples_as_its_folder(version, layout, made, words, tmp_path):
     made = made if version == 1 else tiny.generator(version=2, num_steps=2)
-    options = {"num_steps": 2, "trained_size": tiny.SIZE} | ({"prediction": "epsilon"} if version == 2 else {})
+    options: dict[str, Any] = {"num_steps": 2, "trained_size": tiny.SIZE} | (
+        {"prediction": "epsilon"} if version == 2 else {}
+    )
     state = original.whole(made, version) if layout == "original" else named(made, "unet", "vae", "text_encoder")
     net = save(original.unet(made.controlnet, "control_model."), tmp_path / "controlnet.safetensors")
     again = load_generator(save(state, tmp_path / "model.safetensors"), net, tokenizer=words, **options).eval()

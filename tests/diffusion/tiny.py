@@ -30,7 +30,8 @@ def generator(
 ) -> Generator:
     """`version`: 1 or 2 of Stable Diffusion, whose heads and groups its networks have; 0: neither."""
     reader = tokenizer()
-    channels, groups, heads = ((32, 64), 32, [8, 8] if version == 1 else [1, 1]) if version else ((8, 16), 4, [4, 4])
+    channels, groups = ((32, 64), 32) if version else ((8, 16), 4)
+    heads: Any = (4, 8, [1, 1])[version]
     layers, act = 2 + (version == 2), "gelu" if version == 2 else "quick_gelu"
     autoencoder: Any = AutoencoderKL  # diffusers' own types allow one block only
     ddim: Any = DDIMScheduler
