@@ -89,7 +89,7 @@ def round_weights(net: nn.Module, dtype: str) -> None:
     Adapters are rounded before they are merged. Raises ValueError if a weight is not finite or overflows float16.
     """
     with torch.no_grad():
-        for name, weight in (*net.named_parameters(), *net.named_buffers()):
+        for name, weight in net.state_dict().items():  # not what is not saved, such as masks of minus infinity
             if weight.is_floating_point():
                 weight.copy_(_stored(name, weight, DTYPES[dtype]))
 
