@@ -36,6 +36,7 @@ from src.diffusion.noise import keyed_noise
 from src.diffusion.parts import check_parts
 from src.diffusion.prompts import LONG, text_states
 from src.diffusion.residual_autoencoder import ResidualAutoencoder
+from src.runtime.device import in_own_precision
 
 PARTS = ("tokenizer", "text_encoder", "vae", "unet", "controlnet", "scheduler")
 SETTINGS = ("num_steps", "guidance_scale", "control_scale", "negative_prompt", "dilation", "backdrop", "long_prompts")
@@ -181,7 +182,8 @@ class Generator(nn.Module):
 
     def latents(self, images: Tensor) -> Tensor:
         """Scaled latents (batch, channels, h, w) of images (batch, 3, height, width) in [0, 1], in their dtype."""
-        coded = retrieve_latents(self.vae.encode((2 * images - 1).to(self.vae.dtype)), sample_mode="argmax")
+        with in_own_precision(self.vae):
+            coded = retrieve_latents(self.vae.encode((2 * images - 1).to(self.vae.dtype)), sample_mode="argmax")
         return coded.to(images.dtype) * self.vae.config["scaling_factor"]
 
     def words(self, prompts: Sequence[str], names: Sequence[str] = ()) -> Tensor:
@@ -212,7 +214,8 @@ class Generator(nn.Module):
         return self._epsilon(x, i, conditions.text.chunk(2)[("uncond", "text").index(branch)], conditions.edges)
 
     def _epsilon(self, x: Tensor, i: int, text: Tensor, edges: Tensor) -> Tensor:
-        predicted = self.predict(x, torch.tensor(self.timesteps[i], device=x.device), text, edges)
+        t = torch.full((), self.timesteps[i], device=x.device)  # torch.tensor would make the CPU wait for the GPU
+        predicted = self.predict(x, t, text, edges)
         if self.kind == "epsilon":
             return predicted
         a = self.alpha_bars[i]
@@ -251,8 +254,10 @@ class Generator(nn.Module):
         """
         x = conditions.noise if x is None else x
         with self._embedded(conditions) as embedded:
+            own = in_own_precision(self.unet, self.controlnet)
             for i in range(start, stop):
-                eps = self.guide(*self.noise(x, i, embedded))
+                with own:
+                    eps = self.guide(*self.noise(x, i, embedded))
                 x = self.step(x, steer(x, eps, i) if steer else eps, i, conditions)
         return x
 
@@ -274,7 +279,8 @@ class Generator(nn.Module):
         its own alpha. Infinite pixels become NaN.
         """
         blended = conditions.background * latents + (1 - conditions.background) * conditions.latents
-        decoded = self.vae.decode((blended / self.vae.config["scaling_factor"]).to(self.vae.dtype)).sample
+        with in_own_precision(self.vae):
+            decoded = self.vae.decode((blended / self.vae.config["scaling_factor"]).to(self.vae.dtype)).sample
         image = decoded.to(latents.dtype) / 2 + 0.5
         image = image.clamp(0, 1).where(image.isfinite(), torch.nan)  # an overflow must not become white or black
         alpha = conditions.product[:, 3:]

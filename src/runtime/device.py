@@ -2,8 +2,11 @@
 
 import os
 import platform
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
+from torch import nn
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -30,6 +33,18 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision}: choose one of {', '.join(PRECISIONS)}.")
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def in_own_precision(*nets: nn.Module) -> AbstractContextManager[Any]:
+    """Without autocast if all weights of the networks are bfloat16; otherwise nothing changes.
+
+    On GPUs autocast computes group and layer norms, and the activations after them, in float32: slower, and twice the
+    memory.
+    """
+    weights = [weight for net in nets for weight in net.parameters()]
+    if all(weight.dtype == torch.bfloat16 for weight in weights):
+        return torch.autocast(weights[0].device.type, enabled=False)
+    return nullcontext()
 
 
 def machine(device: torch.device, world_size: int = 1) -> str:
