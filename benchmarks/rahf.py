@@ -47,23 +47,25 @@ MODEL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def measure(variant: str, options: dict[str, str]) -> dict[str, float]:
-    """Seconds per step (the fastest), millions of parameters, and the peak of memory in GiB."""
+def measure(variant: str, options: dict[str, str], model: dict[str, Any] = MODEL, side: int = SIDE) -> dict[str, float]:
+    """Seconds per step (the fastest), millions of parameters, and the peak of memory in GiB, on images of `side` px."""
     torch.set_num_threads(int(options["threads"]))
     torch.manual_seed(0)
     device, batch = torch.device(options["device"]), int(options["batch"])
-    system = build({**MODEL, "variant": variant}).to(device).train()
+    system = build({**model, "variant": variant}).to(device).train()
     optimizer = torch.optim.AdamW(system.parameters(), lr=system.lr)
     data = {
         "key": [str(row) for row in range(batch)],
         "prompt": [PROMPT] * batch,
-        "image": torch.rand(batch, 3, SIDE, SIDE, device=device),
-        "heatmaps": torch.rand(batch, 2, SIDE, SIDE, device=device),
+        "image": torch.rand(batch, 3, side, side, device=device),
+        "heatmaps": torch.rand(batch, 2, side, side, device=device),
         "scores": torch.rand(batch, 4, device=device),
         "aligned_words": torch.ones(batch, WORDS_IN_PROMPT, dtype=torch.long, device=device),
     }
     bf16 = options["precision"] == "bf16-mixed"
     seconds = []
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     for _ in range(int(options["steps"]) + 1):
         start = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():

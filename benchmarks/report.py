@@ -54,6 +54,13 @@ class NotRun(dict):
         return " | ".join("-" for _ in COLUMNS.get(columns, "1"))
 
 
+class Measured(dict):
+    """Results of which some are missing, like those of `NotRun`."""
+
+    def __missing__(self, _: str) -> NotRun:
+        return NotRun()
+
+
 class Sizes(dict):
     """The number of parameters in a folder of checkpoints/."""
 
@@ -82,9 +89,24 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=node)
 
 
+def gpu(folder: Path) -> Measured:
+    """The cases of `benchmarks.gpu` by section, and `card` and `date`: of the card that was measured last, if any."""
+
+    def cases(section: dict[str, Any]) -> Measured:
+        return Measured({name: Measured(found) for name, found in section["cases"].items()})
+
+    cards = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("gpu-*.json"))]
+    if not cards:
+        return Measured()
+    last = max(cards, key=lambda card: max(section["date"] for section in card.values()))
+    newest = max(last.values(), key=lambda section: section["date"])
+    about = {"card": newest["machine"], "date": newest["date"], "torch": newest.get("torch", "-")}
+    return Measured(about | {name: cases(section) for name, section in last.items()})
+
+
 def numbers() -> dict[str, Any]:
     """All results by file, metrics by checkpoint, sizes, and costs with ratios."""
-    found: dict[str, Any] = {"adaptation": NotRun()}
+    found: dict[str, Any] = {"adaptation": NotRun(), "gpu": gpu(ROOT / "benchmarks/results")}
     found |= {path.stem: read(path) for path in (ROOT / "benchmarks/results").glob("*.json")}
     found["ablations"], found["auc_judd"] = found["rfnet"], found["saliency"]  # names that checkpoints have too
     found |= {path.parent.name: read(path) for path in (ROOT / "checkpoints").glob("*/metrics.json")}

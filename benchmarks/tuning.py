@@ -63,17 +63,26 @@ OUT_OF_MEMORY = 75  # exit code of a process that ran out of memory
 ALONE = "import sys; from benchmarks.tuning import alone; alone(*sys.argv[1:])"  # in a separate process
 
 
-def random_sd15(size: int, **settings: Any) -> Generator:
-    """Stable Diffusion 1.5 with its canny ControlNet and random weights; `size`: image size in px."""
+def random_sd15(size: int, tiny: bool = False, **settings: Any) -> Generator:
+    """Stable Diffusion 1.5 with its canny ControlNet and random weights; `size`: image size in px.
+
+    tiny: a tenth of the width, for tests.
+    """
     tokenizer, make = CLIPTokenizer.from_pretrained(located("src/data/showroom/prompt")), AutoencoderKL
+    width, coded, hidden, layers = (32, 32, 96, 2) if tiny else (320, 128, 768, 12)
     words = CLIPTextConfig(
-        vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-        eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id,
+        vocab_size=49408, hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=layers,
+        num_attention_heads=12, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id,
     )  # fmt: skip
-    options: dict[str, Any] = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4}
+    levels = (1, 2, 4, 4)
+    options: dict[str, Any] = {"block_out_channels": [coded * level for level in levels], "layers_per_block": 2}
+    options["latent_channels"] = 4
     blocks: Any = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(sample_size=size // 8, cross_attention_dim=768)  # other defaults: SD 1.5
+    channels = tuple(width * level for level in levels)
+    unet = UNet2DConditionModel(  # other defaults: SD 1.5
+        sample_size=size // 8, cross_attention_dim=hidden, block_out_channels=channels
+    )
     ddim: Any = DDIMScheduler
     scheduler = ddim(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
@@ -85,9 +94,17 @@ def random_sd15(size: int, **settings: Any) -> Generator:
     )
 
 
-def rfft(generator: Generator, reward: Reward, trainable: str, draws: int, regularizer: Regularizer) -> tuple[Any, Any]:
+def rfft(
+    generator: Generator,
+    reward: Reward,
+    trainable: str,
+    draws: int,
+    regularizer: Regularizer,
+    checkpointing: bool = False,
+) -> tuple[Any, Any]:
     """The system and its loss for a batch, at step 35 of 40, or at `draws` steps after step 30."""
-    system = RFFT(generator, reward, regularizer, LateRandom(), trainable=trainable, gradients_every=0)
+    options: dict[str, Any] = {"trainable": trainable, "checkpointing": checkpointing, "gradients_every": 0}
+    system = RFFT(generator, reward, regularizer, LateRandom(), **options)
     system.steps = lambda num_steps, chance: late(num_steps, draws)  # pyright: ignore[reportAttributeAccessIssue]
 
     def loss(batch: Batch, seed: int) -> Tensor:
