@@ -7,7 +7,7 @@ UV := $(shell command -v uv 2>/dev/null)
 INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check)
 CREATE := $(if $(UV),$(UV) venv --python $(PYTHON),$(PYTHON) -m venv)
 
-.PHONY: demo test test-weights test-parity checkpoints format clean
+.PHONY: demo test test-weights test-parity gpu checkpoints format clean
 .SECONDARY:
 
 demo: $(VENV)/.installed
@@ -54,6 +54,11 @@ test-parity: .cache/parity/.installed
 	$(CREATE) .cache/parity
 	$(subst $(BIN),.cache/parity/bin,$(INSTALL)) -e '.[parity]'
 	touch $@
+
+# on a machine with an NVIDIA GPU: pytest -m gpu (the section `tests`), then speed and memory, whatever the tests gave;
+# results in benchmarks/results/gpu-CARD.json
+gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.gpu
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -66,28 +66,32 @@ ALONE = "import sys; from benchmarks.tuning import alone; alone(*sys.argv[1:])" 
 def random_sd15(size: int, tiny: bool = False, **settings: Any) -> Generator:
     """Stable Diffusion 1.5 with its canny ControlNet and random weights; `size`: image size in px.
 
-    tiny: a tenth of the width, for tests.
+    tiny: a tenth of the width, half of the layers and levels of the UNet, for tests. The weights are made on
+    torch's default device.
     """
     tokenizer, make = CLIPTokenizer.from_pretrained(located("src/data/showroom/prompt")), AutoencoderKL
-    width, coded, hidden, layers = (32, 32, 96, 2) if tiny else (320, 128, 768, 12)
+    width, coded, hidden, layers, each = (32, 32, 96, 2, 1) if tiny else (320, 128, 768, 12, 2)
     words = CLIPTextConfig(
         vocab_size=49408, hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=layers,
         num_attention_heads=12, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id,
     )  # fmt: skip
     levels = (1, 2, 4, 4)
-    options: dict[str, Any] = {"block_out_channels": [coded * level for level in levels], "layers_per_block": 2}
+    options: dict[str, Any] = {"block_out_channels": [coded * level for level in levels], "layers_per_block": each}
     options["latent_channels"] = 4
     blocks: Any = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     torch.manual_seed(0)
-    channels = tuple(width * level for level in levels)
-    unet = UNet2DConditionModel(  # other defaults: SD 1.5
-        sample_size=size // 8, cross_attention_dim=hidden, block_out_channels=channels
-    )
+    layout: dict[str, Any] = {"block_out_channels": [width * level for level in levels], "layers_per_block": each}
+    if tiny:
+        layout["block_out_channels"] = [width, 2 * width]
+        layout["down_block_types"] = ["CrossAttnDownBlock2D", "DownBlock2D"]
+        layout["up_block_types"] = ["UpBlock2D", "CrossAttnUpBlock2D"]
+    unet = UNet2DConditionModel(sample_size=size // 8, cross_attention_dim=hidden, **layout)  # otherwise SD 1.5
     ddim: Any = DDIMScheduler
-    scheduler = ddim(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1,
-    )  # fmt: skip
+    with torch.device("cpu"):
+        scheduler = ddim(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+            set_alpha_to_one=False, steps_offset=1,
+        )  # fmt: skip
     controlnet = ControlNetModel.from_unet(unet)
     return Generator(
         tokenizer, CLIPTextModel(words), make(**options, **blocks), unet, controlnet, scheduler, **settings

@@ -78,7 +78,7 @@ def generated_case(setup: Setup, name: str, number: int, size: int) -> Numbers:
 
 def rahf(setup: Setup) -> Cases:
     """Training steps of RAHF with ViT-B/16 and T5-base, random weights: see `benchmarks.rahf`."""
-    batch, steps = (1, 1) if setup.tiny else (16, 5)
+    batch, steps = (2, 1) if setup.tiny else (16, 5)
     options = {
         "batch": str(batch), "steps": str(steps), "threads": str(torch.get_num_threads()), "device": str(setup.device),
         "precision": "bf16-mixed" if setup.precision == "bfloat16" else "32-true",

@@ -50,7 +50,7 @@ def rollout(setup: Setup) -> Cases:
     peak = max(matmul_rate(side, torch.bfloat16, setup.device) for side in setup.sides)
     return {
         f"{name}, batch {size}": partial(rollout_case, setup, name, size, peak)
-        for name in ("showroom", "sd15")
+        for name in setup.generators
         for size in setup.batches(name)
     }
 
@@ -103,7 +103,7 @@ def compiled_case(setup: Setup, name: str, size: int, options: dict[str, Any] | 
     torch._dynamo.reset()
     counters.clear()
     if options is not None:
-        for part in (net.unet, net.controlnet):
+        for part in (net.controlnet,) if setup.tiny else (net.controlnet, net.unet):
             part.compile(**options)
     with torch.no_grad(), autocast(setup.device, setup.precision):
         conditions = net.encode(ads(setup, net.size, size))

@@ -30,6 +30,10 @@ class Setup:
         return PRECISIONS[self.precision]
 
     @property
+    def generators(self) -> tuple[str, ...]:
+        return ("sd15",) if self.tiny else ("showroom", "sd15")
+
+    @property
     def repeats(self) -> int:
         return 1 if self.tiny else 3
 
@@ -57,7 +61,8 @@ def new_generator(setup: Setup, name: str) -> Generator:
     if name == "showroom":
         net = load_generator("checkpoints/showroom-generator", **settings)
     else:
-        net = random_sd15(64 if setup.tiny else 512, tiny=setup.tiny, **settings)
+        with setup.device:
+            net = random_sd15(64 if setup.tiny else 512, tiny=setup.tiny, **settings)
     return net.eval().requires_grad_(False).to(setup.device)
 
 
