@@ -195,7 +195,7 @@ def main(own: list[str]) -> int:
     for section in words["sections"].split(","):
         there = known.get(section)
         same = there and "error" not in there and all(there[name] == words[name] for name in DEPENDS)
-        if same and words["again"] == "false":
+        if there and same and words["again"] == "false":
             print(f"{section}: measured on {there['date']}", flush=True)
             continue
         known[section] = result(section, words)

@@ -2,7 +2,6 @@
 
 import tempfile
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import rahf as training
+from benchmarks.gpu.diffusion import Cases, Numbers
 from benchmarks.gpu.setup import REWARD, Setup, new_generator
 from benchmarks.speed import scoring
 from src.config import compose
@@ -21,8 +21,6 @@ from src.models.rahf.net import VARIANTS
 from src.models.rfnet.reward import RFNetReward
 from src.runtime.device import autocast
 
-Numbers = dict[str, float | int | str]
-Cases = dict[str, Callable[[], Numbers]]
 ROOT = Path(__file__).parents[2]
 TINY_RAHF: dict[str, Any] = {
     **training.MODEL,

@@ -57,7 +57,7 @@ class Reward(nn.Module, ABC):
             raise ValueError(
                 f"{name}: images are {images.dtype} {tuple(images.shape)}, not float (batch, 3, height, width)."
             )
-        low, high = (value.item() for value in images.detach().aminmax()) if images.numel() else (0, 1)
+        low, high = torch.stack(images.detach().aminmax()).tolist() if images.numel() else (0, 1)
         if low < -RANGE or high > 1 + RANGE:  # NaN passes, and gives a score that is not finite
             raise ValueError(f"{name}: images must be in [0, 1], these are in [{low:.3g}, {high:.3g}].")
         if missing := sorted(self.fields - batch.keys()):

@@ -54,8 +54,9 @@ class EvaluatedTuner(Tuner):
             measures, images = self.evaluator(self.net, batch, self.reward)
         prefix = split if split.endswith("_") else f"{split}/"
         if split != "val":
+            columns = {f"{prefix}{name}".removeprefix("test/"): value.tolist() for name, value in measures.items()}
             for row, key in enumerate(batch["key"]):
-                told = {f"{prefix}{name}".removeprefix("test/"): float(value[row]) for name, value in measures.items()}
+                told = {name: column[row] for name, column in columns.items()}
                 self.rows.setdefault(key, {"prompt": batch["prompt"][row]}).update(told)
         for name, value in measures.items():
             told = ~value.isnan()  # NaN: undefined for the product; NaN from a network is an error
