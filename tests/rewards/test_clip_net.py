@@ -12,6 +12,7 @@ import open_clip
 import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transformer import Transformer
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -86,6 +87,24 @@ def test_the_cosine_is_that_of_open_clip(clip, folder):
         left = clip.net.encode_image(clip.preprocess(images), normalize=True)
         right = clip.net.encode_text(tokens, normalize=True)
     torch.testing.assert_close(found, (left * right).sum(dim=-1))
+
+
+def test_values_and_gradients_are_those_of_the_network_as_open_clip_makes_it(clip, folder):
+    """Ours works on (tokens, batch, width)."""
+    theirs: Any = open_clip.create_model(f"local-dir:{folder}", load_weights=False).eval()
+    theirs.load_state_dict(clip.net.state_dict())
+    transformers = [part for part in clip.net.modules() if isinstance(part, Transformer)]
+    assert transformers
+    assert not any(part.batch_first for part in transformers)
+    images, tokens = torch.rand(3, 3, 32, 32), torch.randint(2, 300, (3, 24))
+    values, gradients = [], []
+    for net in (clip.net, theirs):
+        pixels = images.clone().requires_grad_()
+        values.append(net.encode_image(pixels, normalize=True) @ net.encode_text(tokens, normalize=True).T)
+        values[-1].sum().backward()
+        gradients.append(pixels.grad)
+    torch.testing.assert_close(values[0], values[1])
+    torch.testing.assert_close(gradients[0], gradients[1])
 
 
 def test_a_relative_folder_is_found_from_anywhere_without_the_hub(tmp_path):

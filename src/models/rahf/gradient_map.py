@@ -51,7 +51,7 @@ def misalignment_map(clip: Clip, images: Tensor, prompts: Sequence[str]) -> Tens
                 (gradients,) = torch.autograd.grad(cosines.sum(), kept)
         finally:
             hook.remove()
-        maps = counterfactual_cam(*(_places(values.detach()).float() for values in (kept[0], gradients)))
+        maps = counterfactual_cam(*(_places(clip, values.detach()).float() for values in (kept[0], gradients)))
         side = round(maps.shape[1] ** 0.5)
         return maps.unflatten(1, (side, side))
 
@@ -74,6 +74,9 @@ def feature_layer(clip: Clip) -> Any:
     )
 
 
-def _places(values: Tensor) -> Tensor:
-    """(batch, channels, places) of a feature map or of a class token and tokens (batch, 1 + places, channels)."""
-    return values.flatten(2) if values.ndim == 4 else values[:, 1:].transpose(1, 2)
+def _places(clip: Clip, values: Tensor) -> Tensor:
+    """(batch, channels, places) of a feature map, or of the tokens of a ViT without the class token."""
+    if values.ndim == 4:
+        return values.flatten(2)
+    tokens = values if clip.net.visual.transformer.batch_first else values.transpose(0, 1)
+    return tokens[:, 1:].transpose(1, 2)

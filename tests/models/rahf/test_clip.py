@@ -54,8 +54,8 @@ def test_the_gradients_are_finite_differences_of_the_cosine(vision, tmp_path: Pa
 
     def moved(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
         kept.append(output)
-        if vision is None:  # (batch, class token and tokens, channels); the class token stays
-            return torch.cat([output[:, :1], output[:, 1:] + steps[:, None]], dim=1)
+        if vision is None:  # (class token and tokens, batch, channels); the class token stays
+            return torch.cat([output[:1], output[1:] + steps])
         return output + steps[:, :, None, None]
 
     layer.register_forward_hook(moved)
@@ -67,8 +67,8 @@ def test_the_gradients_are_finite_differences_of_the_cosine(vision, tmp_path: Pa
             text = clip.net.encode_text(clip.tokenizer([prompt]))
         up, down = torch.cosine_similarity(features, text).chunk(2)
         fall = -(up - down) / 2e-4  # the sum of the gradients over the places: the scale does not matter
-        grid = kept.pop()[0]
-        grid = grid[1:].T.unflatten(1, (4, 4)) if vision is None else grid
+        seen = kept.pop()
+        grid = seen[1:, 0].T.unflatten(1, (4, 4)) if vision is None else seen[0]
         values = torch.einsum("k,khw->hw", fall, grid).relu()
         torch.testing.assert_close(expected.double(), values / values.max().clamp_min(1e-9), atol=1e-3, rtol=1e-3)
 
